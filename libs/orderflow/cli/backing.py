@@ -1,0 +1,108 @@
+"""The broker and the registry behind a run: reached where they are up, started where they are not."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Final
+
+import aiohttp
+
+from orderflow.errors import OrderflowError
+from orderflow.kafka_embedded import EmbeddedKafka
+from orderflow.paths import ROOT
+
+START_SEC: Final = 20.0
+STOP_SEC: Final = 10.0
+
+
+def free_port(preferred: int = 0, host: str = "127.0.0.1") -> int:
+    """`preferred` where it is free, else any free port."""
+    for port in (preferred, 0) if preferred else (0,):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((host, port))
+            except OSError:
+                continue
+            number: int = probe.getsockname()[1]
+            return number
+    raise OrderflowError(f"no free port on {host}")
+
+
+def answers(address: str) -> bool:
+    """Whether something listens at host:port."""
+    host, _, port = address.rpartition(":")
+    try:
+        with socket.create_connection((host, int(port)), timeout=1.0):
+            return True
+    except OSError:
+        return False
+
+
+async def ensure_kafka(stack: AsyncExitStack, data: Path, bootstrap: str = "") -> str:
+    """A broker over `data`: the one that runs, or one started now and stopped with the stack."""
+    if bootstrap and answers(bootstrap):
+        return bootstrap
+    preferred = int(bootstrap.rpartition(":")[2]) if bootstrap else 9092
+    broker = EmbeddedKafka(data, port=free_port(preferred))
+    await asyncio.to_thread(broker.start)
+    stack.push_async_callback(asyncio.to_thread, broker.stop)
+    return broker.bootstrap
+
+
+async def ensure_registry(stack: AsyncExitStack, data: Path, url: str = "") -> str:
+    """A schema registry over `data`: the one that runs, or one started now and stopped with the stack."""
+    if url and await _registry_answers(url):
+        return url
+    preferred = int(url.rpartition(":")[2].strip("/")) if url else 8081
+    port = free_port(preferred)
+    url = f"http://127.0.0.1:{port}"
+    data.mkdir(parents=True, exist_ok=True)
+    log = (data / "registry.log").open("ab")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "services.registry", "--port", str(port), "--data", str(data)],
+        cwd=ROOT,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    log.close()
+    stack.push_async_callback(_stop, process)
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + START_SEC
+    while not await _registry_answers(url):
+        if process.poll() is not None or loop.time() > deadline:
+            words = (data / "registry.log").read_text("utf-8", "replace").strip().splitlines()
+            raise OrderflowError(f"the schema registry did not start at {url}: {words[-1] if words else 'no output'}")
+        await asyncio.sleep(0.05)
+    return url
+
+
+async def _registry_answers(url: str) -> bool:
+    try:
+        async with (
+            aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=2)) as session,
+            session.get(f"{url.rstrip('/')}/subjects") as answer,
+        ):
+            return answer.status == 200
+    except (aiohttp.ClientError, TimeoutError, ValueError):
+        return False
+
+
+async def _stop(process: subprocess.Popen[bytes]) -> None:
+    if process.poll() is None:
+        process.send_signal(signal.SIGTERM)
+        try:
+            await asyncio.to_thread(process.wait, STOP_SEC)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            await asyncio.to_thread(process.wait)

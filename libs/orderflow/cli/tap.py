@@ -1,0 +1,174 @@
+"""`orderflow tap TOPIC`: decoded JSON lines, for where a distribution's kcat lacks Avro."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import base64
+import json
+import sys
+import time
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from orderflow.cli.common import Reached, add_run_argument, reach, topic_named
+from orderflow.errors import OrderflowError
+from orderflow.streaming.codec import peek
+from orderflow.streaming.log import TP, LogRecord
+from orderflow.topics import BY_NAME, JOURNAL
+
+IDLE_SEC: Final = 1.0
+
+
+def add_parser(subparsers: Any) -> None:
+    parser = subparsers.add_parser("tap", help="print a topic's records as JSON lines", description=__doc__)
+    parser.add_argument("topic", metavar="TOPIC", help="such as features.ofi")
+    parser.add_argument(
+        "--from",
+        dest="start",
+        default="latest",
+        metavar="WHERE",
+        help="earliest, latest, a receive time (2026-11-21T08:00:00Z), or seq:PARTITION:NUMBER (default: latest)",
+    )
+    parser.add_argument("--count", type=int, metavar="N", help="stop after N records")
+    parser.add_argument("--symbol", help="only this symbol")
+    parser.add_argument("--no-follow", action="store_true", help="stop at the end instead of waiting for more")
+    add_run_argument(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    topic_named(args.topic)
+    if args.count is not None and args.count < 1:
+        raise OrderflowError(f"--count is {args.count}: it must be at least 1")
+    return asyncio.run(_tap(args))
+
+
+async def _tap(args: argparse.Namespace) -> int:
+    async with reach(args, list(dict.fromkeys([args.topic, JOURNAL]))) as reached:
+        partitions = range(BY_NAME[args.topic].partitions)
+        tps = [TP(reached.prefix + args.topic, partition) for partition in partitions]
+        positions = await _positions(args.start, reached, args.topic, tps)
+        ends = await reached.log.end_offsets(tps)
+        reader = await reached.log.reader(positions)
+        shown = 0
+        last: dict[TP, tuple[int, int]] = {}
+        decode = reached.codecs.decoder(args.topic)
+        try:
+            while True:
+                got = await reader.poll(int(IDLE_SEC * 1000), 1000)
+                for tp in sorted(got):
+                    for record in got[tp]:
+                        if record.value is None:
+                            continue
+                        seq_sub = peek(record.value)[:2]
+                        if args.topic != JOURNAL and seq_sub <= last.get(tp, (-1, -1)):
+                            continue
+                        last[tp] = seq_sub
+                        if not decode.knows(record.value):
+                            await reached.codecs.learn(args.topic, record.value)
+                        line = _line(tp, record, decode(record.value), args)
+                        if line is None:
+                            continue
+                        sys.stdout.write(line + "\n")
+                        shown += 1
+                        if args.count is not None and shown >= args.count:
+                            sys.stdout.flush()
+                            return 0
+                sys.stdout.flush()
+                if args.no_follow and all([await reader.position(tp) >= ends[tp] for tp in tps]):
+                    return 0
+        finally:
+            await reader.close()
+
+
+def _line(tp: TP, record: LogRecord, decoded: dict[str, Any], args: argparse.Namespace) -> str | None:
+    if args.symbol and decoded.get("symbol") != args.symbol.upper():
+        return None
+    if isinstance(decoded.get("payload"), bytes):
+        payload: bytes = decoded["payload"]
+        try:
+            decoded["payload"] = payload.decode("utf-8")
+        except UnicodeDecodeError:
+            decoded["payload"] = {"base64": base64.b64encode(payload).decode()}
+    return json.dumps({"partition": tp.partition, "offset": record.offset, **decoded}, ensure_ascii=False)
+
+
+async def _positions(start: str, reached: Reached, topic: str, tps: list[TP]) -> dict[TP, int]:
+    if start == "earliest":
+        return await reached.log.begin_offsets(tps)
+    ends = await reached.log.end_offsets(tps)
+    if start == "latest":
+        return ends
+    if start.startswith("seq:"):
+        partition, seq = _seq(start)
+        tp = TP(reached.prefix + topic, partition)
+        return {tp: await bisect_seq(reached, topic, partition, seq)}
+    moment_ns = _moment_ns(start)
+    return {
+        tp: await bisect_seq(reached, topic, tp.partition, await _seq_at(reached, tp.partition, moment_ns))
+        for tp in tps
+    }
+
+
+def _seq(text: str) -> tuple[int, int]:
+    parts = text.split(":")
+    if len(parts) != 3 or not (parts[1].isdecimal() and parts[2].isdecimal()) or int(parts[1]) >= 12:
+        raise OrderflowError(
+            f"--from is {text!r}: it must be seq:PARTITION:NUMBER with a partition below 12, as seq:3:1000"
+        )
+    return int(parts[1]), int(parts[2])
+
+
+def _moment_ns(text: str) -> int:
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError as error:
+        raise OrderflowError(
+            f"--from is {text!r}: it must be earliest, latest, a time as 2026-11-21T08:00:00Z, or seq:PARTITION:NUMBER"
+        ) from error
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=UTC)
+    return int(moment.timestamp() * 1_000_000) * 1000
+
+
+async def bisect_seq(reached: Reached, topic: str, partition: int, seq: int) -> int:
+    """Offset of the first record of a topic partition at or above `seq`."""
+    return await _bisect(reached, TP(reached.prefix + topic, partition), lambda value: peek(value)[0] >= seq)
+
+
+async def _seq_at(reached: Reached, partition: int, moment_ns: int) -> int:
+    """The first seq of a partition's journal whose receive time is at or after a moment."""
+    decode = reached.codecs.decoder(JOURNAL)
+    tp = TP(reached.prefix + JOURNAL, partition)
+    offset = await _bisect(reached, tp, lambda value: decode(value)["recv_ts_ns"] >= moment_ns)
+    value = await _value_at(reached, tp, offset, (await reached.log.end_offsets([tp]))[tp])
+    return peek(value)[0] if value is not None else 1 << 62
+
+
+async def _bisect(reached: Reached, tp: TP, at_or_after: Any) -> int:
+    low = (await reached.log.begin_offsets([tp]))[tp]
+    end = high = (await reached.log.end_offsets([tp]))[tp]
+    while low < high:
+        middle = (low + high) // 2
+        value = await _value_at(reached, tp, middle, end)
+        if value is None or at_or_after(value):
+            high = middle
+        else:
+            low = middle + 1
+    return low
+
+
+async def _value_at(reached: Reached, tp: TP, offset: int, end: int) -> bytes | None:
+    """The first value at or behind an offset, markers stepped over; None at the end."""
+    if offset >= end:
+        return None
+    reader = await reached.log.reader({tp: offset})
+    try:
+        deadline = time.monotonic() + 10
+        while await reader.position(tp) < end and time.monotonic() < deadline:
+            for record in (await reader.poll(500, 50)).get(tp, ()):
+                if record.value is not None:
+                    return record.value
+    finally:
+        await reader.close()
+    return None

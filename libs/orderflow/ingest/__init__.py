@@ -1,0 +1,1 @@
+"""The recorder: where frames come from and how they reach the journal."""

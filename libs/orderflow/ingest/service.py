@@ -1,0 +1,160 @@
+"""The ingestion service: the recorder and the normaliser, side by side in one process.
+
+They meet only in the log: the normaliser reads the journal from the broker like everybody else, and asks for snapshots
+and missing trades through `market.events`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+
+from orderflow.config import Config
+from orderflow.errors import ConfigError
+from orderflow.ingest.capture_recorder import CaptureRecorder
+from orderflow.pipeline import BY_NAME
+from orderflow.streaming.codec import Codecs
+from orderflow.streaming.kafka_log import KafkaLog
+from orderflow.streaming.recorder import JournalWriter, shard_partitions
+from orderflow.streaming.runtime import ProcessorRuntime, ServiceSpec
+from orderflow.streaming.service import Running, StatsCollector, options_of, runtime_status
+from orderflow.topics import PARTITIONS
+
+
+class Recorder(Protocol):
+    """One of the recorders: capture or websocket."""
+
+    ready: bool
+    done: bool
+
+    async def run(self) -> None: ...
+
+    def stop(self) -> None: ...
+
+    def drain(self) -> None: ...
+
+    def status(self) -> dict[str, Any]: ...
+
+
+class Ingestion:
+    """Runs both; the normaliser stops once the recorder has."""
+
+    def __init__(self, recorder: Recorder, journal: JournalWriter, normaliser: ProcessorRuntime) -> None:
+        self._recorder = recorder
+        self._journal = journal
+        self._normaliser = normaliser
+        self._stopping = False
+
+    @property
+    def ready(self) -> bool:
+        return self._recorder.ready and self._normaliser.ready
+
+    @property
+    def drained(self) -> bool:
+        """Whether the recorder has journalled the end and the normaliser has processed up to it."""
+        tasks = self._normaliser.tasks
+        return (
+            self._recorder.done
+            and self._normaliser.drained
+            and all(
+                tasks[partition].merger.frontier >= seq
+                for partition, seq in self._journal.seq.items()
+                if partition in tasks
+            )
+        )
+
+    def stop(self) -> None:
+        self._stopping = True
+        self._recorder.stop()
+        if self._recorder.done or not self._recorder.ready:
+            self._normaliser.stop()
+
+    def drain(self) -> None:
+        self._recorder.drain()
+
+    async def run(self) -> None:
+        """Until stopped; any failure of either ends both."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._record())
+                group.create_task(self._normaliser.run())
+        except ExceptionGroup as failures:
+            # One cause is what an operator needs; a group of them is not.
+            raise failures.exceptions[0] from failures.exceptions[0].__cause__
+
+    async def _record(self) -> None:
+        await self._recorder.run()
+        if self._stopping:
+            self._normaliser.stop()
+
+    def status(self) -> dict[str, Any]:
+        return {
+            **runtime_status("ingestion", self._normaliser),
+            "ready": self.ready,
+            "drained": self.drained,
+            "recorder": self._recorder.status(),
+        }
+
+
+class RecorderCollector:
+    """The recorder's figures as Prometheus families."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        self._recorder = recorder
+
+    def collect(self) -> list[Any]:
+        status = self._recorder.status()
+        frames = CounterMetricFamily("recv_frames", "frames received", labels=["route"])
+        for route, count in sorted(status["frames_by_route"].items()):
+            frames.add_metric([route], count)
+        families: list[Any] = [frames]
+        for name, key in (
+            ("ws_reconnects", "reconnects"),
+            ("dedup_hits", "duplicates"),
+            ("conflated_frames", "conflated"),
+        ):
+            counter = CounterMetricFamily(name, f"{key} since the process began")
+            counter.add_metric([], status.get(key, 0))
+            families.append(counter)
+        for name, key in (("recorder_queue_depth", "queue_depth"), ("recorder_epoch", "epoch")):
+            gauge = GaugeMetricFamily(name, key)
+            gauge.add_metric([], status.get(key, 0))
+            families.append(gauge)
+        return families
+
+
+def build(
+    config: Config, log: KafkaLog, codecs: Codecs
+) -> tuple[Running, CollectorRegistry, Callable[[], dict[str, Any]]]:
+    """Wire the service; see `orderflow.streaming.service.Build`."""
+    try:
+        partitions = shard_partitions(config.ingestion.shard, PARTITIONS)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    journal = JournalWriter(log, codecs, config.runtime.topic_prefix, partitions)
+    recorder: Recorder
+    if config.ingestion.source == "capture":
+        if not config.ingestion.capture:
+            raise ConfigError("SOURCE=capture needs CAPTURE, the file to read")
+        recorder = CaptureRecorder(journal, config.ingestion)
+    else:
+        from orderflow.ingest.websocket_recorder import WebsocketRecorder
+
+        recorder = WebsocketRecorder(journal, config.ingestion, log, codecs, config.runtime.topic_prefix)
+    stage = BY_NAME["normaliser"]
+    normaliser = ProcessorRuntime(
+        log,
+        codecs,
+        ServiceSpec("normaliser", stage.inputs, stage.outputs, stage.fingerprint(config)),
+        options_of(config),
+        lambda partition: stage.make(config, partition),
+    )
+    service = Ingestion(recorder, journal, normaliser)
+    registry = CollectorRegistry()
+    registry.register(StatsCollector("ingestion", normaliser, stage.fingerprint(config)))  # type: ignore[arg-type]
+    registry.register(RecorderCollector(recorder))  # type: ignore[arg-type]
+    return service, registry, service.status

@@ -1,0 +1,276 @@
+"""The Kafka log: aiokafka with batches built by hand, an idempotent producer, and assigned consumers.
+
+Group membership is kept apart from reading: a member consumer owns partitions and commits offsets but is paused for
+good, so a rebalance can never touch what a reader has fetched.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Final
+
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRebalanceListener
+from aiokafka.coordinator.assignors.range import RangePartitionAssignor
+from aiokafka.errors import (
+    CommitFailedError,
+    IllegalStateError,
+    KafkaConnectionError,
+    KafkaError,
+    OffsetOutOfRangeError,
+)
+from aiokafka.structs import OffsetAndMetadata, TopicPartition
+
+from orderflow.errors import LogError
+from orderflow.streaming.log import TP, Batch, Headers, LogRecord
+
+logger = logging.getLogger(__name__)
+
+MAX_BATCH_BYTES: Final = 1 << 20
+MAX_REQUEST_BYTES: Final = 8 << 20
+REQUEST_TIMEOUT_MS: Final = 30_000
+CONNECT_PATIENCE_SEC: Final = 30.0
+GROUP_SESSION_MS: Final = 6_000
+GROUP_HEARTBEAT_MS: Final = 300
+
+
+class KafkaBatch:
+    """A Kafka record batch under construction."""
+
+    __slots__ = ("_count", "builder")
+
+    def __init__(self, builder: Any) -> None:
+        self.builder = builder
+        self._count = 0
+
+    def append(self, key: bytes, value: bytes | None, timestamp_ms: int, headers: Headers = ()) -> bool:
+        if self.builder.append(timestamp=timestamp_ms, key=key, value=value, headers=headers) is None:
+            return False
+        self._count += 1
+        return True
+
+    def __len__(self) -> int:
+        return self._count
+
+
+class KafkaReader:
+    """An assigned consumer at explicit positions."""
+
+    def __init__(self, consumer: Any, tps: Iterable[TP]) -> None:
+        self._consumer = consumer
+        self._by_native = {TopicPartition(*tp): tp for tp in tps}
+
+    async def poll(self, max_wait_ms: int, max_records: int) -> dict[TP, Sequence[LogRecord]]:
+        try:
+            got = await self._consumer.getmany(timeout_ms=max_wait_ms, max_records=max_records)
+        except OffsetOutOfRangeError as error:
+            raise LogError(
+                f"a position lies outside the retained data: {error.args}; retention has passed it, or the topic was "
+                "made anew: start with --rebuild, or from the lake"
+            ) from error
+        by_native = self._by_native
+        return {by_native[tp]: records for tp, records in got.items()}
+
+    async def position(self, tp: TP) -> int:
+        offset: int = await self._consumer.position(TopicPartition(*tp))
+        return offset
+
+    def pause(self, tps: Iterable[TP]) -> None:
+        self._consumer.pause(*(TopicPartition(*tp) for tp in tps))
+
+    def resume(self, tps: Iterable[TP]) -> None:
+        self._consumer.resume(*(TopicPartition(*tp) for tp in tps))
+
+    async def close(self) -> None:
+        await self._consumer.stop()
+
+
+class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]
+    """aiokafka swallows what a listener raises, so it does nothing that can fail: it notes and pauses."""
+
+    def __init__(self, on_change: Callable[[frozenset[int]], None], pause: Callable[[Any], None]) -> None:
+        self._on_change = on_change
+        self._pause = pause
+
+    async def on_partitions_revoked(self, revoked: Any) -> None:
+        self._on_change(frozenset())
+
+    async def on_partitions_assigned(self, assigned: Any) -> None:
+        self._pause(assigned)
+        self._on_change(frozenset(tp.partition for tp in assigned))
+
+
+class KafkaMembership:
+    """A paused group consumer."""
+
+    def __init__(self, bootstrap: str, group: str, topics: Sequence[str]) -> None:
+        self.assigned: frozenset[int] = frozenset()
+        self.changed = asyncio.Event()
+        self._topics = list(topics)
+        self._consumer = AIOKafkaConsumer(
+            bootstrap_servers=bootstrap,
+            group_id=group,
+            enable_auto_commit=False,
+            auto_offset_reset="earliest",
+            partition_assignment_strategy=(RangePartitionAssignor,),
+            session_timeout_ms=GROUP_SESSION_MS,
+            heartbeat_interval_ms=GROUP_HEARTBEAT_MS,
+            request_timeout_ms=REQUEST_TIMEOUT_MS,
+            fetch_max_wait_ms=1000,
+        )
+
+    async def start(self) -> None:
+        self._consumer.subscribe(
+            self._topics, listener=_Listener(self._note, lambda assigned: self._consumer.pause(*assigned))
+        )
+        await _start(self._consumer)
+
+    def _note(self, partitions: frozenset[int]) -> None:
+        self.assigned = partitions
+        self.changed.set()
+
+    async def commit(self, offsets: Mapping[TP, int]) -> bool:
+        try:
+            await self._consumer.commit(
+                {TopicPartition(*tp): OffsetAndMetadata(offset, "") for tp, offset in offsets.items()}
+            )
+        except (CommitFailedError, IllegalStateError) as error:
+            # A rebalance is under way. The newest snapshot, not the group's offset, says where to go on.
+            logger.info("offsets not committed, a rebalance is under way: %s", error)
+            return False
+        except KafkaError as error:
+            logger.warning("offsets not committed: %r", error)
+            return False
+        return True
+
+    async def close(self) -> None:
+        await self._consumer.stop()
+
+
+async def _start(client: Any) -> None:
+    """Start an aiokafka client; retry while the broker comes up, within bounds."""
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + CONNECT_PATIENCE_SEC
+    while True:
+        try:
+            await client.start()
+            return
+        except KafkaConnectionError as error:
+            if loop.time() > deadline:
+                await client.stop()
+                raise LogError(
+                    f"no Kafka broker answered at {client._client._bootstrap_servers!r} for {CONNECT_PATIENCE_SEC:g} s: "
+                    f"{error}; start one with `orderflow kafka up` or set KAFKA_BOOTSTRAP"
+                ) from error
+            await asyncio.sleep(0.25)
+
+
+class KafkaLog:
+    """One idempotent producer and any number of readers."""
+
+    def __init__(self, bootstrap: str, *, client_id: str = "orderflow", compression: str | None = None) -> None:
+        self._bootstrap = bootstrap
+        self._client_id = client_id
+        self._compression = compression
+        self._producer: Any = None
+        self._admin: Any = None
+
+    async def start(self) -> None:
+        """Connect.
+
+        Raises
+        ------
+        LogError
+            No broker answers within 30 s.
+        """
+        self._admin = AIOKafkaConsumer(
+            bootstrap_servers=self._bootstrap,
+            client_id=f"{self._client_id}-offsets",
+            request_timeout_ms=REQUEST_TIMEOUT_MS,
+        )
+        await _start(self._admin)
+        self._producer = AIOKafkaProducer(
+            bootstrap_servers=self._bootstrap,
+            client_id=self._client_id,
+            enable_idempotence=True,
+            acks="all",
+            max_batch_size=MAX_BATCH_BYTES,
+            max_request_size=MAX_REQUEST_BYTES,
+            compression_type=self._compression,
+            request_timeout_ms=REQUEST_TIMEOUT_MS,
+        )
+        await _start(self._producer)
+
+    def batch(self) -> KafkaBatch:
+        return KafkaBatch(self._producer.create_batch())
+
+    async def send(self, batch: Batch, tp: TP) -> asyncio.Future[int]:
+        assert isinstance(batch, KafkaBatch)
+        batch.builder.close()  # closed batches leave at once instead of lingering
+        try:
+            native = await self._producer.send_batch(batch.builder, tp.topic, partition=tp.partition)
+        except KafkaError as error:
+            raise LogError(f"{tp.topic}[{tp.partition}]: batch of {len(batch)} not sent: {error!r}") from error
+        return _delivery(native, tp)
+
+    async def begin_offsets(self, tps: Iterable[TP]) -> dict[TP, int]:
+        got = await self._admin.beginning_offsets([TopicPartition(*tp) for tp in tps])
+        return {TP(tp.topic, tp.partition): offset for tp, offset in got.items()}
+
+    async def end_offsets(self, tps: Iterable[TP]) -> dict[TP, int]:
+        got = await self._admin.end_offsets([TopicPartition(*tp) for tp in tps])
+        return {TP(tp.topic, tp.partition): offset for tp, offset in got.items()}
+
+    async def reader(self, positions: Mapping[TP, int]) -> KafkaReader:
+        consumer = AIOKafkaConsumer(
+            bootstrap_servers=self._bootstrap,
+            client_id=f"{self._client_id}-reader",
+            enable_auto_commit=False,
+            auto_offset_reset="none",
+            check_crcs=False,
+            fetch_max_wait_ms=250,
+            fetch_min_bytes=1,
+            fetch_max_bytes=16 << 20,
+            max_partition_fetch_bytes=MAX_BATCH_BYTES,
+            request_timeout_ms=REQUEST_TIMEOUT_MS,
+        )
+        await _start(consumer)
+        consumer.assign([TopicPartition(*tp) for tp in positions])
+        for tp, offset in positions.items():
+            consumer.seek(TopicPartition(*tp), offset)
+        return KafkaReader(consumer, positions)
+
+    async def join(self, group: str, topics: Sequence[str]) -> KafkaMembership:
+        membership = KafkaMembership(self._bootstrap, group, topics)
+        await membership.start()
+        return membership
+
+    async def close(self) -> None:
+        if self._producer is not None:
+            await self._producer.stop()
+        if self._admin is not None:
+            await self._admin.stop()
+
+
+def _delivery(native: asyncio.Future[Any], tp: TP) -> asyncio.Future[int]:
+    """aiokafka's future of metadata as a future of the base offset, its errors as `LogError`."""
+    delivery: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+    def settle(done: asyncio.Future[Any]) -> None:
+        if delivery.done():
+            return
+        if done.cancelled():
+            delivery.cancel()
+            return
+        error = done.exception()
+        if error is None:
+            delivery.set_result(done.result().offset)
+        else:
+            failure = LogError(f"{tp.topic}[{tp.partition}]: a batch was not acknowledged: {error!r}")
+            failure.__cause__ = error
+            delivery.set_exception(failure)
+            delivery.exception()  # whoever awaits still gets it; a closing process is spared the warning
+
+    native.add_done_callback(settle)
+    return delivery

@@ -1,0 +1,256 @@
+"""The recorder's journal: numbering, epochs, fencing. The one writer that is not deterministic, so it is fenced.
+
+Opening: append `open` with a higher epoch to each partition, wait for it, read the tail up to it, and only then go on
+numbering. Readers that have passed an `open` drop older epochs behind it. A recorder notices that another has taken
+over by a hole in the offsets of its own writes, reads the hole, and stops at a newer epoch.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import msgspec
+
+from orderflow.errors import FencedError, LogError
+from orderflow.processor import Record
+from orderflow.streaming.codec import Codecs
+from orderflow.streaming.journal import EPOCH_HEADER, OPEN_KIND, JournalView, epoch_of
+from orderflow.streaming.log import TP, Log, LogRecord, read_ranges
+from orderflow.streaming.writer import Writer
+from orderflow.topics import JOURNAL
+
+logger = logging.getLogger(__name__)
+
+TAIL_RECORDS: Final = 2000
+OPEN_ATTEMPTS: Final = 8
+
+
+class _TickSession(msgspec.Struct):
+    session: str = ""
+
+
+@dataclass(slots=True)
+class Tail:
+    """Where a partition's journal stands when a recorder has opened it."""
+
+    seq: int = 0
+    """Number of its newest record; 0 for a new journal."""
+    source_position: int = -1
+    ordinal: int = 0
+    kind: str = ""
+    session: str = ""
+    """Session that the newest record belongs to; empty for a new journal."""
+    clock_ts_ns: int = 0
+
+
+class JournalWriter:
+    """Appends numbered records to its partitions under one epoch."""
+
+    def __init__(self, log: Log, codecs: Codecs, prefix: str, partitions: Sequence[int]) -> None:
+        self._log = log
+        self._encode = codecs.encoder(JOURNAL)
+        self._decode = codecs.decoder(JOURNAL)
+        self._codecs = codecs
+        self._tps = {partition: TP(prefix + JOURNAL, partition) for partition in partitions}
+        self._next_offset: dict[TP, int] = {}
+        self._holes: list[tuple[TP, int, int]] = []
+        self.writer = Writer(log, on_delivery=self._delivered)
+        self.epoch = 0
+        self.seq = dict.fromkeys(partitions, 0)
+        self.records = 0
+        self._headers: list[tuple[str, bytes]] = []
+
+    async def open(self, session: str, now_ns: int) -> dict[int, Tail]:
+        """Take the journal over; returns the tail of each partition.
+
+        Raises
+        ------
+        LogError
+            Others keep opening it too.
+        """
+        for _ in range(OPEN_ATTEMPTS):
+            before = await self._tails()
+            self.epoch = 1 + max((epoch for epoch, _ in before.values()), default=0)
+            self._headers = [(EPOCH_HEADER, str(self.epoch).encode())]
+            own = await self._append_opens(session, now_ns)
+            tails = await self._tails(own)
+            if all(epoch < self.epoch for epoch, _ in tails.values()):
+                for partition, tp in self._tps.items():
+                    self.seq[partition] = tails[tp][1].seq
+                    self._next_offset[tp] = own[tp] + 1
+                return {partition: tails[tp][1] for partition, tp in self._tps.items()}
+            logger.warning(
+                "another recorder opened the journal with epoch %d at the same time; trying again", self.epoch
+            )
+        raise LogError(
+            f"the journal could not be opened in {OPEN_ATTEMPTS} attempts: other recorders keep opening it; "
+            "stop all but one"
+        )
+
+    async def tails(self) -> dict[int, Tail]:
+        """Where each partition stands now, without opening anything."""
+        found = await self._tails()
+        return {partition: found[tp][1] for partition, tp in self._tps.items()}
+
+    async def _append_opens(self, session: str, now_ns: int) -> dict[TP, int]:
+        own: dict[TP, int] = {}
+        record = journal_record("open", now_ns, epoch=self.epoch, session=session)
+        value = self._encode({**record, "seq": -1})
+        deliveries = []
+        for tp in self._tps.values():
+            batch = self._log.batch()
+            batch.append(b"", value, now_ns // 1_000_000, self._headers)
+            deliveries.append((tp, await self._log.send(batch, tp)))
+        for tp, delivery in deliveries:
+            own[tp] = await delivery
+        return own
+
+    async def _tails(self, ends: dict[TP, int] | None = None) -> dict[TP, tuple[int, Tail]]:
+        """(newest epoch, tail) of each partition below `ends` (default: the end of the log)."""
+        begins = await self._log.begin_offsets(self._tps.values())
+        ends = ends or await self._log.end_offsets(self._tps.values())
+        found: dict[TP, tuple[int, Tail]] = {}
+        windows = dict.fromkeys(self._tps.values(), TAIL_RECORDS)
+        while windows:
+            starts = {tp: max(begins[tp], ends[tp] - window) for tp, window in windows.items()}
+            records = await read_ranges(self._log, {tp: (start, ends[tp]) for tp, start in starts.items()})
+            for tp, start in starts.items():
+                epoch, tail = await self._tail_of(records[tp])
+                if start > begins[tp] and not (tail.seq and tail.session):
+                    windows[tp] *= 4
+                    continue
+                found[tp] = epoch, tail
+                del windows[tp]
+        return found
+
+    async def _tail_of(self, records: Sequence[LogRecord]) -> tuple[int, Tail]:
+        """Newest epoch and tail in the canonical view of `records`; seq 0 or no session: older ones are needed."""
+        view: JournalView | None = None
+        tail = Tail()
+        session = ""
+        for record in records:
+            value = record.value
+            if value is None:
+                continue
+            if not self._decode.knows(value):
+                await self._codecs.learn(JOURNAL, value)
+            decoded = self._decode(value)
+            if view is None:
+                view = JournalView(epoch_of(record))
+            if decoded["kind"] == "open":
+                if epoch_of(record) >= view.epoch:
+                    session = decoded["session"] or ""
+                view.admit(record, -1, OPEN_KIND)
+            elif view.admit(record, decoded["seq"], OPEN_KIND + 1):
+                if decoded["kind"] == "tick":
+                    # Ticks name the session, so that a long journal need not be read back to its `open`.
+                    session = msgspec.json.decode(decoded["payload"], type=_TickSession).session or session
+                tail = Tail(
+                    decoded["seq"],
+                    decoded["source_position"],
+                    decoded["ordinal"],
+                    decoded["kind"],
+                    session,
+                    max(tail.clock_ts_ns, decoded["recv_ts_ns"]),
+                )
+        return (view.epoch if view is not None else 0), tail
+
+    def append(self, partition: int, record: Record, stamp_ms: int) -> int:
+        """Number a record and add it to the open batch; returns its seq. `stamp_ms` is the wall clock."""
+        seq = self.seq[partition] + 1
+        self.seq[partition] = seq
+        record["seq"] = seq
+        symbol = record["symbol"]
+        self.writer.append(
+            self._tps[partition], symbol.encode() if symbol else b"", self._encode(record), stamp_ms, self._headers
+        )
+        self.records += 1
+        return seq
+
+    async def ship(self) -> None:
+        """Send what has gathered.
+
+        Raises
+        ------
+        FencedError
+            Another recorder has taken over.
+        LogError
+            The broker did not take a batch.
+        """
+        await self.writer.ship()
+        if self._holes:
+            await self._inspect_holes()
+
+    async def flush(self) -> None:
+        """Send, and wait until all is durable. Raises as `ship` does."""
+        await self.writer.flush()
+        if self._holes:
+            await self._inspect_holes()
+
+    def _delivered(self, tp: TP, base: int, count: int) -> None:
+        expected = self._next_offset.get(tp, base)
+        if base != expected:
+            self._holes.append((tp, expected, base))
+        self._next_offset[tp] = base + count
+
+    async def _inspect_holes(self) -> None:
+        """What stands in the offsets between our own writes was written by somebody else: see by whom."""
+        holes, self._holes = self._holes, []
+        for tp, start, end in holes:
+            records = (await read_ranges(self._log, {tp: (start, end)}))[tp]
+            newest = max((epoch_of(record) for record in records), default=0)
+            if newest >= self.epoch:
+                raise FencedError(
+                    f"{tp.topic}[{tp.partition}]: another recorder has opened this journal with epoch {newest}, ours "
+                    f"is {self.epoch}: this one stops. Run one recorder per shard (INGEST_SHARD)"
+                )
+            logger.warning(
+                "%s[%d]: %d records of an older recorder (epoch %d) lie among ours; readers drop them",
+                tp.topic,
+                tp.partition,
+                end - start,
+                newest,
+            )
+
+
+def journal_record(
+    kind: str,
+    recv_ts_ns: int,
+    *,
+    route: str = "",
+    symbol: str | None = None,
+    source_position: int = -1,
+    ordinal: int = 0,
+    epoch: int | None = None,
+    session: str | None = None,
+    payload: bytes = b"",
+) -> Record:
+    """A journal record without its number."""
+    return {
+        "kind": kind,
+        "route": route,
+        "symbol": symbol,
+        "recv_ts_ns": recv_ts_ns,
+        "source_position": source_position,
+        "ordinal": ordinal,
+        "epoch": epoch,
+        "session": session,
+        "payload": payload,
+    }
+
+
+def shard_partitions(shard: str, partitions: int) -> list[int]:
+    """Partitions of a shard written as `i/n`, 0 <= i < n.
+
+    Raises
+    ------
+    ValueError
+        Not of that form.
+    """
+    index_text, _, count_text = shard.partition("/")
+    if not (index_text.isdecimal() and count_text.isdecimal() and 0 <= int(index_text) < int(count_text) <= partitions):
+        raise ValueError(f"INGEST_SHARD is {shard!r}: it must be i/n with 0 <= i < n <= {partitions}, as 0/2")
+    return [number for number in range(partitions) if number % int(count_text) == int(index_text)]

@@ -1,0 +1,643 @@
+"""Runs a `Processor` or a `FileSink` over the partitions that a consumer group gives it.
+
+A partition's life: recover (newest snapshot, then the inputs from where it stood), merge its inputs, step, append what
+the steps emit, say how far it has come, snapshot now and then. Outputs at or below an output's own tail are suppressed,
+which is what makes a re-run silent; consumers drop what they have already taken, which makes the rest harmless.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, Protocol
+
+from orderflow.errors import LogError, OrderflowError
+from orderflow.processor import Processor, Record
+from orderflow.streaming.codec import Codecs, peek
+from orderflow.streaming.journal import JournalView, session_of
+from orderflow.streaming.log import TP, Log, LogRecord, Membership, Reader, read_ranges
+from orderflow.streaming.merge import Input, Merger
+from orderflow.streaming.snapshots import (
+    Commit,
+    InputPosition,
+    OutputTail,
+    Restored,
+    check_fingerprint,
+    encode_commit,
+    encode_parts,
+    load_newest,
+)
+from orderflow.streaming.writer import Writer
+from orderflow.topics import JOURNAL, TICKS
+
+logger = logging.getLogger(__name__)
+
+PROGRESS_HEADER: Final = "progress"
+CODE_VERSION: Final = "1"
+"""Raised whenever a processor's results or the form of its state change."""
+TAIL_RECORDS: Final = 1000
+"""Records read back to find an output's tail; where they are all markers, four times as many, and so on."""
+NOTHING: Final = (-1, -1)
+CONTROL_KINDS: Final = frozenset({"config", "end"})
+
+
+@dataclass(frozen=True, slots=True)
+class RuntimeOptions:
+    """How a service runs; nothing here changes a result."""
+
+    prefix: str = ""
+    snapshot_sec: float = 10.0
+    poll_wait_ms: int = 100
+    max_poll_records: int = 4000
+    max_buffered: int = 20_000
+    """Records of one input that may wait for another input before the faster one is paused."""
+    rebuild: bool = False
+
+
+@dataclass(slots=True)
+class Stats:
+    """Figures of a running service, read by its metrics; plain numbers so that hot paths stay cheap."""
+
+    records_in: int = 0
+    records_out: int = 0
+    suppressed: int = 0
+    duplicates: int = 0
+    stale_epoch: int = 0
+    markers_out: int = 0
+    polls: int = 0
+    snapshots: int = 0
+    recoveries: int = 0
+    recovery_sec: float = 0.0
+    last_snapshot_at: float = 0.0
+    buffered: int = 0
+    newest_clock_ms: float = 0.0
+    latency_samples_ms: list[float] = field(default_factory=list)
+    by_topic_in: dict[str, int] = field(default_factory=dict)
+    by_topic_out: dict[str, int] = field(default_factory=dict)
+    step_sec: float = 0.0
+    batch_span: int = 0
+
+    def sample_latency(self, value_ms: float) -> None:
+        """Keep a bounded ring of the newest samples."""
+        if len(self.latency_samples_ms) >= 4096:
+            del self.latency_samples_ms[:2048]
+        self.latency_samples_ms.append(value_ms)
+
+
+class Task(Protocol):
+    """One partition of a service."""
+
+    partition: int
+    merger: Merger
+    view: JournalView | None
+    ended: bool
+
+    async def advance(self, limit: int) -> int: ...
+
+    def commit_due(self) -> bool: ...
+
+
+class PartitionBase:
+    """What processors and sinks share: inputs, positions, the session, the end."""
+
+    def __init__(self, partition: int, topics: tuple[str, ...], codecs: Codecs, stats: Stats) -> None:
+        self.partition = partition
+        self.merger = Merger(topics, frozenset({JOURNAL}))
+        self.by_topic = {each.topic: each for each in self.merger.inputs}
+        self.view = JournalView() if JOURNAL in topics else None
+        self.decoders = {topic: codecs.decoder(topic) for topic in topics}
+        self.codecs = codecs
+        self.stats = stats
+        self.session = ""
+        self.ended = False
+        self.clock_ts_ns = 0
+        self.row_filter: frozenset[int] | None = None
+        """Where set: enum indices of the third field that are wanted of `market.rows`; others only keep their place."""
+        self.filtered_topic = ""
+
+    async def push(self, topic: str, records: Sequence[LogRecord]) -> None:
+        """Take records of one input as they were read: markers, duplicates and all."""
+        each = self.by_topic[topic]
+        decoder = self.decoders[topic]
+        wanted = self.row_filter if topic == self.filtered_topic else None
+        view = self.view if topic == JOURNAL else None
+        for record in records:
+            value = record.value
+            each.next_offset = record.offset + 1
+            if value is None:
+                each.mark(_progress_of(record))
+                continue
+            if not decoder.knows(value):
+                await self.codecs.learn(topic, value)
+            seq, sub, third = peek(value)
+            if view is not None:
+                if view.admit(record, seq, sub):
+                    each.push(seq, 0, record)
+            elif wanted is not None and third not in wanted:
+                each.push(seq, sub, None)
+            else:
+                each.push(seq, sub, record)
+
+    def positions(self, rest: Sequence[tuple[Input, int, int, LogRecord]] = ()) -> list[InputPosition]:
+        """Where each input stands, `rest` being what was released and not yet processed."""
+        first: dict[str, tuple[int, int, LogRecord]] = {}
+        for each, seq, sub, record in rest:
+            first.setdefault(each.topic, (seq, sub, record))
+        positions = []
+        for each in self.merger.inputs:
+            if each.topic in first:
+                seq, sub, record = first[each.topic]
+                done_seq, done_sub = self.done.get(each.topic, NOTHING)
+                positions.append(InputPosition(each.topic, record.offset, done_seq, done_sub, seq - 1))
+            else:
+                positions.append(
+                    InputPosition(each.topic, each.oldest_offset, each.taken_seq, each.taken_sub, each.frontier)
+                )
+        return positions
+
+    done: dict[str, tuple[int, int]]
+
+    def restore_inputs(self, commit: Commit) -> None:
+        """Set inputs to where a snapshot left them."""
+        for position in commit.inputs:
+            each = self.by_topic[position.topic]
+            each.next_offset = position.next_offset
+            each.last_seq = each.taken_seq = position.seq
+            each.last_sub = each.taken_sub = position.sub
+            each.progress = position.progress
+            if position.topic == JOURNAL and self.view is not None:
+                self.view.epoch = commit.epoch
+                self.view.last_seq = position.seq if position.seq >= 0 else None
+        self.session = commit.session
+        self.ended = commit.ended
+        self.clock_ts_ns = commit.clock_ts_ns
+
+    def note_control(self, record: Record) -> bool:
+        """Follow the session and the end; True where a new session begins with this record."""
+        kind = record["kind"]
+        if kind == "config":
+            begun = session_of(record["payload"])
+            if begun is not None:
+                self.session = begun["session"]
+                self.ended = False
+                return True
+        self.ended = kind == "end"
+        return False
+
+    @property
+    def settled(self) -> bool:
+        """Whether the session has ended here and nothing waits."""
+        return self.ended
+
+    def commit_record(
+        self, first_offset: int, parts: int, inputs: list[InputPosition], outputs: list[OutputTail], fingerprint: str
+    ) -> Commit:
+        return Commit(
+            first_offset=first_offset,
+            parts=parts,
+            inputs=inputs,
+            outputs=outputs,
+            session=self.session,
+            ended=self.ended,
+            code_version=CODE_VERSION,
+            fingerprint=fingerprint,
+            clock_ts_ns=self.clock_ts_ns,
+            epoch=self.view.epoch if self.view is not None else 0,
+        )
+
+
+class ProcessorTask(PartitionBase):
+    """A partition of a processor service."""
+
+    def __init__(
+        self,
+        partition: int,
+        make: Callable[[int], Processor],
+        codecs: Codecs,
+        stats: Stats,
+        writer: Writer,
+        physical: Callable[[str], str],
+    ) -> None:
+        self.make = make
+        self.processor = make(partition)
+        super().__init__(partition, self.processor.inputs, codecs, stats)
+        self.done = {}
+        self.writer = writer
+        self.outputs = {topic: TP(physical(topic), partition) for topic in self.processor.outputs}
+        self.encoders = {topic: codecs.encoder(topic) for topic in self.processor.outputs}
+        self.tails = dict.fromkeys(self.processor.outputs, NOTHING)
+        self.last_out = dict.fromkeys(self.processor.outputs, NOTHING)
+        self.marked = -1
+        self._keys: dict[str, bytes] = {}
+        self._control = TICKS if TICKS in self.processor.inputs else JOURNAL
+        self._stamp_ms = 0
+        self._cause: tuple[str, int, int] = ("", -1, -1)
+
+    async def advance(self, limit: int) -> int:
+        """Process what is due, at most about `limit` records; append outputs and the marker."""
+        released = self.merger.run(limit)
+        if released:
+            try:
+                self._step_all(released)
+            except Exception as error:
+                topic, seq, sub = self._cause
+                raise OrderflowError(
+                    f"{type(self.processor).__name__} failed on {topic}[{self.partition}] seq {seq} sub {sub}: {error!r}"
+                ) from error
+            self.stats.records_in += len(released)
+            self._stamp_ms = released[-1][3].timestamp
+            self.stats.sample_latency(time.time() * 1000 - self._stamp_ms)
+            self.stats.batch_span = len(released)
+        self.mark()
+        return len(released)
+
+    def _step_all(self, released: Sequence[tuple[Input, int, int, LogRecord]]) -> None:
+        decoders, control, writer_append = self.decoders, self._control, self.writer.append
+        last_out, tails, encoders, outputs, keys = self.last_out, self.tails, self.encoders, self.outputs, self._keys
+        processor = self.processor
+        for each, seq, sub, record in released:
+            topic = each.topic
+            self._cause = (topic, seq, sub)
+            value = record.value
+            assert value is not None
+            decoded = decoders[topic](value)
+            if topic == control:
+                if decoded["kind"] in CONTROL_KINDS or self.ended:
+                    if self.note_control(decoded):
+                        processor = self.processor = self.make(self.partition)
+                elif decoded["kind"] == "tick":
+                    self.clock_ts_ns = decoded["recv_ts_ns"]
+            for out_topic, symbol, fields in processor.step(topic, decoded):
+                last_seq, last_sub = last_out[out_topic]
+                out_sub = last_sub + 1 if last_seq == seq else 0
+                last_out[out_topic] = (seq, out_sub)
+                if (seq, out_sub) <= tails[out_topic]:
+                    self.stats.suppressed += 1
+                    continue
+                fields["seq"] = seq
+                fields["sub"] = out_sub
+                key = keys.get(symbol)
+                if key is None:
+                    key = keys[symbol] = symbol.encode()
+                writer_append(outputs[out_topic], key, encoders[out_topic](fields), record.timestamp)
+                self.stats.by_topic_out[out_topic] = self.stats.by_topic_out.get(out_topic, 0) + 1
+
+    def mark(self) -> None:
+        """Say how far this partition's outputs are complete, once per poll and only where it has moved."""
+        frontier = self.merger.frontier
+        if frontier <= self.marked:
+            return
+        self.marked = frontier
+        headers = [(PROGRESS_HEADER, str(frontier).encode())]
+        for topic, tp in self.outputs.items():
+            if frontier > self.tails[topic][0]:
+                self.writer.append(tp, b"", None, self._stamp_ms or int(time.time() * 1000), headers)
+                self.stats.markers_out += 1
+
+    def output_tails(self) -> list[OutputTail]:
+        """The newest (seq, sub) that this computation has come to, per output.
+
+        Not the log's own tail: a re-run may still be behind that.
+        """
+        return [OutputTail(topic, *self.last_out[topic]) for topic in sorted(self.last_out)]
+
+    def restore(self, restored: Restored) -> None:
+        self.restore_inputs(restored.commit)
+        self.processor = self.make(self.partition)
+        self.processor.restore(restored.states)
+        for tail in restored.commit.outputs:
+            if tail.topic in self.last_out:
+                # What was emitted for the last seq before the snapshot counts on: its next record has the next sub.
+                self.last_out[tail.topic] = (tail.seq, tail.sub)
+                self.tails[tail.topic] = max(self.tails[tail.topic], (tail.seq, tail.sub))
+
+
+@dataclass(slots=True)
+class ServiceSpec:
+    """What distinguishes one service from another."""
+
+    name: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    fingerprint: str
+    state_name: str = ""
+
+    @property
+    def state_topic(self) -> str:
+        return f"state.{self.state_name or self.name}"
+
+
+class ServiceRuntime:
+    """The loop of one service: membership, reading, stepping, snapshots. Subclassed by what is driven."""
+
+    def __init__(self, log: Log, codecs: Codecs, spec: ServiceSpec, options: RuntimeOptions) -> None:
+        self.log = log
+        self.codecs = codecs
+        self.spec = spec
+        self.options = options
+        self.stats = Stats()
+        self.tasks: dict[int, Any] = {}
+        self.ready = False
+        self._membership: Membership | None = None
+        self._reader: Reader | None = None
+        self._paused: set[TP] = set()
+        self._stopping = asyncio.Event()
+        self._instance = uuid.uuid4().hex[:12]
+        self._snapshot_count = 0
+        self._logical: dict[str, str] = {self.physical(topic): topic for topic in spec.inputs}
+        self.state_writer = Writer(log)
+
+    # -- what subclasses give -------------------------------------------------------------------------------------
+
+    def make_task(self, partition: int) -> Any:
+        raise NotImplementedError  # pragma: no cover - abstract
+
+    async def after_advance(self) -> None:
+        """Called once per poll, after every partition has advanced."""
+
+    async def snapshot(self, partitions: Sequence[int]) -> None:
+        """Make everything so far durable and save where it stands."""
+
+    def restore_task(self, task: Any, restored: Restored) -> None:
+        task.restore(restored)
+
+    # -- the loop -------------------------------------------------------------------------------------------------
+
+    def physical(self, topic: str) -> str:
+        return self.options.prefix + topic
+
+    def stop(self) -> None:
+        """Drain what has been read, snapshot, and return from `run`."""
+        self._stopping.set()
+
+    @property
+    def drained(self) -> bool:
+        """Whether every partition owned has processed the `end` of its session."""
+        return self.ready and bool(self.tasks) and all(task.settled for task in self.tasks.values())
+
+    async def run(self) -> None:
+        """Until `stop`, or a failure.
+
+        Raises
+        ------
+        OrderflowError
+            The broker lost a write, an input is damaged, or a step failed: the process must end and start anew.
+        """
+        topics = [self.physical(topic) for topic in self.spec.inputs]
+        self._membership = await self.log.join(f"{self.options.prefix}orderflow.{self.spec.name}", topics)
+        next_snapshot = time.monotonic() + self.options.snapshot_sec
+        try:
+            while not self._stopping.is_set():
+                if self._membership.changed.is_set():
+                    await self._reassign()
+                if self._reader is None:
+                    await self._idle()
+                    continue
+                busy = await self._round(self._reader)
+                if time.monotonic() >= next_snapshot:
+                    await self.snapshot(sorted(self.tasks))
+                    next_snapshot = time.monotonic() + self.options.snapshot_sec
+                if busy:
+                    await asyncio.sleep(0)
+            if self._reader is not None:
+                await self.snapshot(sorted(self.tasks))
+        finally:
+            self.ready = False
+            if self._reader is not None:
+                await self._reader.close()
+            await self._membership.close()
+
+    async def _idle(self) -> None:
+        assert self._membership is not None
+        try:
+            async with asyncio.timeout(0.2):
+                await self._membership.changed.wait()
+        except TimeoutError:
+            pass
+
+    async def _round(self, reader: Reader) -> bool:
+        """One poll and what follows from it; True where more is due at once."""
+        options = self.options
+        backlog = any(task.merger.buffered for task in self.tasks.values())
+        got = await reader.poll(1 if backlog and self._more_due else options.poll_wait_ms, options.max_poll_records)
+        self.stats.polls += 1
+        for tp, records in got.items():
+            topic = self._logical[tp.topic]
+            await self.tasks[tp.partition].push(topic, records)
+            self.stats.by_topic_in[topic] = self.stats.by_topic_in.get(topic, 0) + len(records)
+        self._more_due = False
+        for partition in sorted(self.tasks):
+            if await self.tasks[partition].advance(options.max_poll_records) >= options.max_poll_records:
+                self._more_due = True
+        await self.after_advance()
+        self._balance(reader)
+        return bool(got)
+
+    _more_due = False
+
+    def _balance(self, reader: Reader) -> None:
+        """Pause inputs that run ahead of the others; resume them once they have been taken down to half."""
+        limit = self.options.max_buffered
+        pause: list[TP] = []
+        resume: list[TP] = []
+        buffered = 0
+        for partition, task in self.tasks.items():
+            for each in task.merger.inputs:
+                waiting = len(each.waiting)
+                buffered += waiting
+                tp = TP(self.physical(each.topic), partition)
+                if waiting > limit and tp not in self._paused:
+                    pause.append(tp)
+                elif waiting <= limit // 2 and tp in self._paused:
+                    resume.append(tp)
+        self.stats.buffered = buffered
+        if pause:
+            reader.pause(pause)
+            self._paused.update(pause)
+        if resume:
+            reader.resume(resume)
+            self._paused.difference_update(resume)
+
+    async def _reassign(self) -> None:
+        """Take over what the group now gives: keep what is still owned, recover what is new, drop the rest."""
+        assert self._membership is not None
+        self._membership.changed.clear()
+        assigned = self._membership.assigned
+        kept = assigned & self.tasks.keys()
+        if assigned == self.tasks.keys() and self._reader is not None:
+            return
+        self.ready = False
+        if self._reader is not None:
+            await self._reader.close()
+            self._reader = None
+        for partition in list(self.tasks):
+            if partition not in assigned:
+                del self.tasks[partition]
+        await self._recover(sorted(assigned - kept))
+        if not self.tasks:
+            return
+        self._paused.clear()
+        self._reader = await self.log.reader(
+            {
+                TP(self.physical(each.topic), partition): each.next_offset
+                for partition, task in self.tasks.items()
+                for each in task.merger.inputs
+            }
+        )
+        self.ready = True
+        logger.info("%s owns partitions %s", self.spec.name, sorted(self.tasks))
+
+    async def _recover(self, partitions: Sequence[int]) -> None:
+        if not partitions:
+            return
+        started = time.monotonic()
+        state_tps = {partition: TP(self.physical(self.spec.state_topic), partition) for partition in partitions}
+        snapshots = await load_newest(self.log, state_tps.values())
+        tails = await self._read_tails(partitions)
+        begins = await self.log.begin_offsets(
+            TP(self.physical(topic), partition) for topic in self.spec.inputs for partition in partitions
+        )
+        for partition in partitions:
+            task = self.make_task(partition)
+            for topic in self.spec.inputs:
+                task.by_topic[topic].next_offset = begins[TP(self.physical(topic), partition)]
+            for topic, tail in tails[partition].items():
+                task.tails[topic] = tail
+            restored = snapshots[state_tps[partition]]
+            if restored is not None and check_fingerprint(
+                restored.commit, self.spec.fingerprint, state_tps[partition], rebuild=self.options.rebuild
+            ):
+                self._check_retained(restored, begins, partition)
+                self.restore_task(task, restored)
+                self.stats.recoveries += 1
+            self.tasks[partition] = task
+        self.stats.recovery_sec = time.monotonic() - started
+
+    def _check_retained(self, restored: Restored, begins: Mapping[TP, int], partition: int) -> None:
+        for position in restored.commit.inputs:
+            begin = begins[TP(self.physical(position.topic), partition)]
+            if position.next_offset < begin:
+                raise LogError(
+                    f"{self.spec.name}: the newest snapshot of partition {partition} goes on at offset "
+                    f"{position.next_offset} of {position.topic}, but the oldest retained is {begin}: retention has "
+                    "passed it; set STATE_REBUILD=true to begin a new lineage, or replay from the lake"
+                )
+
+    async def _read_tails(self, partitions: Sequence[int]) -> dict[int, dict[str, tuple[int, int]]]:
+        """The newest (seq, sub) of each output, read from its own end."""
+        tps = {
+            TP(self.physical(topic), partition): (topic, partition)
+            for topic in self.spec.outputs
+            for partition in partitions
+        }
+        tails: dict[int, dict[str, tuple[int, int]]] = {partition: {} for partition in partitions}
+        if not tps:
+            return tails
+        begins = await self.log.begin_offsets(tps)
+        ends = await self.log.end_offsets(tps)
+        windows = dict.fromkeys(tps, TAIL_RECORDS)
+        while windows:
+            starts = {tp: max(begins[tp], ends[tp] - window) for tp, window in windows.items()}
+            records = await read_ranges(self.log, {tp: (start, ends[tp]) for tp, start in starts.items()})
+            for tp, start in starts.items():
+                topic, partition = tps[tp]
+                found = max((peek(r.value)[:2] for r in records[tp] if r.value is not None), default=None)
+                if found is not None:
+                    tails[partition][topic] = found
+                elif start > begins[tp]:
+                    windows[tp] *= 4
+                    continue
+                del windows[tp]
+        return tails
+
+    async def write_snapshot(self, task: Any, states: dict[str, bytes], commit: Callable[[int, int], Commit]) -> None:
+        """Write a partition's state and the commit record behind it, durably."""
+        tp = TP(self.physical(self.spec.state_topic), task.partition)
+        self._snapshot_count += 1
+        snapshot_id = f"{self._instance}-{self._snapshot_count}"
+        first_offset = (await self.log.end_offsets([tp]))[tp]
+        now_ms = int(time.time() * 1000)
+        for key, value, headers in encode_parts(snapshot_id, states):
+            self.state_writer.append(tp, key, value, now_ms, headers)
+        key, value, headers = encode_commit(snapshot_id, commit(first_offset, len(states)))
+        self.state_writer.append(tp, key, value, now_ms, headers)
+
+    async def commit_offsets(self, positions: Mapping[int, Sequence[InputPosition]]) -> None:
+        """Record the offsets with the group, for lag and for those who look with Kafka's own tools."""
+        assert self._membership is not None
+        offsets = {
+            TP(self.physical(position.topic), partition): position.next_offset
+            for partition, inputs in positions.items()
+            for position in inputs
+        }
+        if offsets:
+            await self._membership.commit(offsets)
+
+
+class ProcessorRuntime(ServiceRuntime):
+    """Drives one `Processor` per partition."""
+
+    def __init__(
+        self,
+        log: Log,
+        codecs: Codecs,
+        spec: ServiceSpec,
+        options: RuntimeOptions,
+        make: Callable[[int], Processor],
+        row_filter: frozenset[int] | None = None,
+        filtered_topic: str = "",
+    ) -> None:
+        super().__init__(log, codecs, spec, options)
+        self._make = make
+        self._writer = Writer(log)
+        self._row_filter = row_filter
+        self._filtered_topic = filtered_topic
+
+    def make_task(self, partition: int) -> ProcessorTask:
+        task = ProcessorTask(partition, self._make, self.codecs, self.stats, self._writer, self.physical)
+        task.row_filter = self._row_filter
+        task.filtered_topic = self._filtered_topic
+        return task
+
+    async def after_advance(self) -> None:
+        await self._writer.ship()
+        self.stats.records_out = self._writer.records_sent
+
+    async def snapshot(self, partitions: Sequence[int]) -> None:
+        """Outputs first, then state, then offsets: each step may be lost without harm to the one before."""
+        await self._writer.flush()
+        positions: dict[int, list[InputPosition]] = {}
+        for partition in partitions:
+            task: ProcessorTask = self.tasks[partition]
+            inputs = task.positions()
+            if task.merger.frontier < 0:
+                continue  # nothing was ever taken
+            positions[partition] = inputs
+            outputs = task.output_tails()
+            await self.write_snapshot(
+                task,
+                task.processor.snapshot(),
+                lambda first, parts, task=task, inputs=inputs, outputs=outputs: task.commit_record(  # type: ignore[misc]
+                    first, parts, inputs, outputs, self.spec.fingerprint
+                ),
+            )
+        await self.state_writer.flush()
+        await self.commit_offsets(positions)
+        self.stats.snapshots += 1
+        self.stats.last_snapshot_at = time.time()
+
+
+def _progress_of(record: LogRecord) -> int:
+    for name, value in record.headers:
+        if name == PROGRESS_HEADER:
+            return int(value)
+    return -1
+
+
+def control_record(topic: str, record: Record) -> bool:
+    """Whether a record of the journal or of the ticks is one that a sink must ask about before taking it."""
+    return topic in (JOURNAL, TICKS) and record["kind"] in CONTROL_KINDS

@@ -1,0 +1,359 @@
+"""The life of a service process: configuration, log lines, health and metrics pages, signals, exit codes.
+
+Exit codes: 0 drained and stopped; 2 a wrong setting or a failure that names its remedy; 3 fenced by another recorder.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+from aiohttp import web
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+
+from orderflow.config import Config, effective_fingerprint, load
+from orderflow.errors import FencedError, OrderflowError
+from orderflow.processor import Processor
+from orderflow.registry.client import RegistryClient
+from orderflow.streaming.codec import Codecs
+from orderflow.streaming.init import codecs_for, wait_for_topics
+from orderflow.streaming.kafka_log import KafkaLog
+from orderflow.streaming.runtime import ProcessorRuntime, RuntimeOptions, ServiceRuntime, ServiceSpec, Stats
+from orderflow.topics import ROWS
+
+logger = logging.getLogger("orderflow")
+
+EXIT_FAILED: Final = 2
+EXIT_FENCED: Final = 3
+
+
+class Running(Protocol):
+    """What a service process runs."""
+
+    @property
+    def ready(self) -> bool: ...
+
+    @property
+    def drained(self) -> bool: ...
+
+    async def run(self) -> None: ...
+
+    def stop(self) -> None: ...
+
+
+class JsonLines(logging.Formatter):
+    """One JSON object a line: time, level, service, message."""
+
+    def __init__(self, service: str) -> None:
+        super().__init__()
+        self._service = service
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = {
+            "at": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z",
+            "level": record.levelname,
+            "service": self._service,
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            line["error"] = self.formatException(record.exc_info)
+        return json.dumps(line, ensure_ascii=False)
+
+
+def set_up_logging(service: str, level: str) -> None:
+    """Structured lines on standard error."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonLines(service))
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level)
+    for noisy in ("aiokafka", "websockets", "aiohttp.access"):
+        logging.getLogger(noisy).setLevel(logging.ERROR if noisy == "aiokafka" else logging.WARNING)
+
+
+def quantiles(samples: list[float]) -> dict[str, float]:
+    """p50, p90, p99 of the newest samples, by nearest rank; empty where there are none."""
+    ordered = sorted(samples)
+    if not ordered:
+        return {}
+    return {
+        name: ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+        for name, share in (("0.5", 0.5), ("0.9", 0.9), ("0.99", 0.99))
+    }
+
+
+class StatsCollector:
+    """Turns a runtime's `Stats` into Prometheus families when scraped, so that hot paths pay nothing."""
+
+    def __init__(self, service: str, runtime: ServiceRuntime, fingerprint: str) -> None:
+        self._service = service
+        self._runtime = runtime
+        self._fingerprint = fingerprint
+
+    def collect(self) -> list[Any]:
+        stats: Stats = self._runtime.stats
+        families: list[Any] = []
+        for name, text, value in (
+            ("records_in", "records taken in canonical order", stats.records_in),
+            ("records_suppressed", "outputs not written because they were there already", stats.suppressed),
+            ("records_duplicate", "records dropped because they had been taken", self._duplicates()),
+            ("progress_markers", "progress markers written", stats.markers_out),
+            ("snapshots", "snapshots written", stats.snapshots),
+            ("recoveries", "partitions recovered from a snapshot", stats.recoveries),
+        ):
+            counter = CounterMetricFamily(f"orderflow_{name}", text, labels=["service"])
+            counter.add_metric([self._service], value)
+            families.append(counter)
+        for direction, by_topic in (("read", stats.by_topic_in), ("written", stats.by_topic_out)):
+            counter = CounterMetricFamily(
+                f"orderflow_topic_records_{direction}", f"records {direction} by topic", labels=["service", "topic"]
+            )
+            for topic in sorted(by_topic):
+                counter.add_metric([self._service, topic], by_topic[topic])
+            families.append(counter)
+        latency = GaugeMetricFamily(
+            "latency_ms", "milliseconds since receipt, at this hop", labels=["service", "quantile"]
+        )
+        for quantile, value in quantiles(stats.latency_samples_ms).items():
+            latency.add_metric([self._service, quantile], value)
+        families.append(latency)
+        for name, text, gauge_value in (
+            ("queue_depth", "records waiting for another input", float(stats.buffered)),
+            ("batch_span", "records of the newest batch", float(stats.batch_span)),
+            ("orderflow_recovery_sec", "seconds that the newest recovery took", stats.recovery_sec),
+            ("orderflow_ready", "1 where the service owns partitions and works", float(self._runtime.ready)),
+            (
+                "orderflow_snapshot_age_sec",
+                "seconds since the newest snapshot",
+                time.time() - stats.last_snapshot_at if stats.last_snapshot_at else 0.0,
+            ),
+        ):
+            gauge = GaugeMetricFamily(name, text, labels=["service"])
+            gauge.add_metric([self._service], gauge_value)
+            families.append(gauge)
+        info = GaugeMetricFamily(
+            "orderflow_config_info", "fingerprint of the settings", labels=["service", "fingerprint"]
+        )
+        info.add_metric([self._service, self._fingerprint[:16]], 1)
+        families.append(info)
+        return families
+
+    def _duplicates(self) -> int:
+        return sum(each.duplicates for task in self._runtime.tasks.values() for each in task.merger.inputs)
+
+
+class Pages:
+    """`/metrics`, `/healthz`, `/readyz` and `/status` of a process."""
+
+    def __init__(self, running: Running, registry: CollectorRegistry, status: Callable[[], dict[str, Any]]) -> None:
+        self._running = running
+        self._registry = registry
+        self._status = status
+        self._runner: web.AppRunner | None = None
+        self.port = 0
+
+    async def start(self, host: str, port: int) -> None:
+        """Listen.
+
+        Raises
+        ------
+        OrderflowError
+            The port is taken.
+        """
+        app = web.Application(client_max_size=1 << 16)
+        app.router.add_get("/metrics", self._metrics)
+        app.router.add_get("/healthz", self._healthz)
+        app.router.add_get("/readyz", self._readyz)
+        app.router.add_get("/status", self._status_page)
+        self._runner = web.AppRunner(app, access_log=None)
+        await self._runner.setup()
+        site = web.TCPSite(self._runner, host, port)
+        try:
+            await site.start()
+        except OSError as error:
+            raise OrderflowError(
+                f"METRICS_PORT={port} on {host} can't be opened: {error.strerror}; choose another, or 0 for any"
+            ) from error
+        self.port = self._runner.addresses[0][1]
+
+    async def stop(self) -> None:
+        if self._runner is not None:
+            await self._runner.cleanup()
+
+    async def _metrics(self, _: web.Request) -> web.Response:
+        return web.Response(body=generate_latest(self._registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+    async def _healthz(self, _: web.Request) -> web.Response:
+        return web.json_response({"ok": True})
+
+    async def _readyz(self, _: web.Request) -> web.Response:
+        ready = self._running.ready
+        return web.json_response({"ready": ready}, status=200 if ready else 503)
+
+    async def _status_page(self, _: web.Request) -> web.Response:
+        return web.json_response(self._status())
+
+
+def write_status_file(path: str, content: dict[str, Any]) -> None:
+    """Tell a supervisor where the pages are; atomically."""
+    if not path:
+        return
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}")
+    temporary.write_text(json.dumps(content), "utf-8")
+    temporary.replace(target)
+
+
+def runtime_status(service: str, runtime: ServiceRuntime) -> dict[str, Any]:
+    """What the live view and the drain look at."""
+    stats = runtime.stats
+    return {
+        "service": service,
+        "ready": runtime.ready,
+        "drained": runtime.drained,
+        "partitions": sorted(runtime.tasks),
+        "ended": sorted(partition for partition, task in runtime.tasks.items() if task.ended),
+        "frontiers": {str(partition): task.merger.frontier for partition, task in sorted(runtime.tasks.items())},
+        "records_in": stats.records_in,
+        "records_out": sum(stats.by_topic_out.values()),
+        "by_topic_out": dict(sorted(stats.by_topic_out.items())),
+        "buffered": stats.buffered,
+        "suppressed": stats.suppressed,
+        "recoveries": stats.recoveries,
+        "recovery_sec": round(stats.recovery_sec, 3),
+        "latency_ms": quantiles(stats.latency_samples_ms),
+        "pid": os.getpid(),
+    }
+
+
+Build = Callable[[Config, KafkaLog, Codecs], tuple[Running, CollectorRegistry, Callable[[], dict[str, Any]]]]
+
+
+async def serve(name: str, config: Config, topics: tuple[str, ...], needs: tuple[str, ...], build: Build) -> None:
+    """Run one service until SIGTERM or SIGINT, or a failure.
+
+    `topics` are those that it reads or writes with a schema, `needs` those that must exist before it starts.
+    """
+    runtime = config.runtime
+    logger.info("settings %s", effective_fingerprint(config))
+    registry_client = RegistryClient(runtime.schema_registry_url)
+    log = KafkaLog(
+        runtime.kafka_bootstrap,
+        client_id=f"orderflow-{name}",
+        compression=None if runtime.compression == "none" else runtime.compression,
+    )
+    pages: Pages | None = None
+    try:
+        await wait_for_topics(runtime.kafka_bootstrap, runtime.topic_prefix, needs)
+        codecs = await codecs_for(registry_client, runtime.topic_prefix, topics)
+        await log.start()
+        running, registry, status = build(config, log, codecs)
+        pages = Pages(running, registry, status)
+        await pages.start(runtime.metrics_host, runtime.metrics_port)
+        write_status_file(
+            runtime.status_file, {"service": name, "pid": os.getpid(), "host": runtime.metrics_host, "port": pages.port}
+        )
+        logger.info("pages at http://%s:%d", runtime.metrics_host, pages.port)
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, running.stop)
+        drain = getattr(running, "drain", None)
+        if drain is not None:
+            # SIGTERM leaves the session open for a restart; SIGUSR1 ends it.
+            loop.add_signal_handler(signal.SIGUSR1, drain)
+        await running.run()
+        logger.info("stopped")
+    finally:
+        if pages is not None:
+            await pages.stop()
+        await log.close()
+        await registry_client.close()
+
+
+def run_service(name: str, topics: tuple[str, ...], needs: tuple[str, ...], build: Build) -> int:
+    """The `main` of a service; returns its exit code."""
+    try:
+        config = load()
+    except OrderflowError as error:
+        set_up_logging(name, "INFO")
+        logger.error("%s", error)
+        return EXIT_FAILED
+    set_up_logging(name, config.runtime.log_level)
+    try:
+        asyncio.run(serve(name, config, topics, needs, build))
+    except FencedError as error:
+        logger.error("%s", error)
+        return EXIT_FENCED
+    except OrderflowError as error:
+        cause = error.__cause__
+        logger.error("%s", error, exc_info=cause if cause is not None and not isinstance(cause, OSError) else None)
+        return EXIT_FAILED
+    return 0
+
+
+def options_of(config: Config) -> RuntimeOptions:
+    """Runtime options of a configuration."""
+    return RuntimeOptions(
+        prefix=config.runtime.topic_prefix,
+        snapshot_sec=config.runtime.snapshot_sec,
+        rebuild=config.runtime.state_rebuild,
+    )
+
+
+def processor_build(
+    name: str,
+    inputs: tuple[str, ...],
+    outputs: tuple[str, ...],
+    make: Callable[[Config, int], Processor],
+    fingerprint_of: Callable[[Config], str],
+    *,
+    row_filter: frozenset[int] | None = None,
+    filtered_topic: str = "",
+) -> Build:
+    """A `Build` for a service that is one processor."""
+
+    def build(
+        config: Config, log: KafkaLog, codecs: Codecs
+    ) -> tuple[Running, CollectorRegistry, Callable[[], dict[str, Any]]]:
+        runtime = ProcessorRuntime(
+            log,
+            codecs,
+            ServiceSpec(name, inputs, outputs, fingerprint_of(config)),
+            options_of(config),
+            lambda partition: make(config, partition),
+            row_filter,
+            filtered_topic,
+        )
+        registry = CollectorRegistry()
+        registry.register(StatsCollector(name, runtime, fingerprint_of(config)))  # type: ignore[arg-type]
+        return runtime, registry, lambda: runtime_status(name, runtime)
+
+    return build
+
+
+def run_stage(name: str) -> int:
+    """The `main` of a service that is one stage of the pipeline."""
+    from orderflow.pipeline import BY_NAME
+
+    stage = BY_NAME[name]
+    build = processor_build(
+        name,
+        stage.inputs,
+        stage.outputs,
+        stage.make,
+        stage.fingerprint,
+        row_filter=stage.row_filter,
+        filtered_topic=ROWS,
+    )
+    topics = stage.inputs + stage.outputs
+    return run_service(name, topics, (*topics, f"state.{name}"), build)

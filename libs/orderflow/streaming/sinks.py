@@ -1,0 +1,192 @@
+"""Runs a `FileSink` over its partitions: merge, buffer, cut by journal positions, commit what is durable.
+
+A sink has no outputs in the log. What was buffered and not yet cut is discarded by a restart and read again, so a cut
+gives the same files under the same names however often it is made.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final, Protocol
+
+from orderflow.errors import OrderflowError
+from orderflow.processor import Record
+from orderflow.streaming.codec import Codecs
+from orderflow.streaming.log import Log
+from orderflow.streaming.runtime import (
+    CONTROL_KINDS,
+    PartitionBase,
+    RuntimeOptions,
+    ServiceRuntime,
+    ServiceSpec,
+    Stats,
+)
+from orderflow.streaming.snapshots import Commit, InputPosition, Restored
+from orderflow.topics import JOURNAL, TICKS
+
+logger = logging.getLogger(__name__)
+
+RETRY_FIRST_SEC: Final = 1.0
+RETRY_MOST_SEC: Final = 30.0
+
+
+class CutWriter(Protocol):
+    """The part of a `FileSink` (see `orderflow.lake.sink`) that the runtime drives."""
+
+    inputs: tuple[str, ...]
+
+    def step(self, topic: str, record: Record) -> bool: ...
+
+    def cut_before(self, topic: str, record: Record) -> bool: ...
+
+    def write(self) -> Any: ...
+
+    def state(self) -> dict[str, bytes]: ...
+
+    def restore(self, states: Mapping[str, bytes]) -> None: ...
+
+    def rows_buffered(self) -> int: ...
+
+
+class SinkTask(PartitionBase):
+    """A partition of a sink service."""
+
+    def __init__(
+        self,
+        partition: int,
+        sink: CutWriter,
+        codecs: Codecs,
+        stats: Stats,
+        commit: Callable[[SinkTask, list[InputPosition], Any], Any],
+        blocked: Callable[[SinkTask, OrderflowError], None],
+    ) -> None:
+        super().__init__(partition, sink.inputs, codecs, stats)
+        self.sink = sink
+        self.tails: dict[str, tuple[int, int]] = {}
+        self.done = {}
+        self.stuck = False
+        """True while files cannot be written: the partition waits, and the log holds the data."""
+        self._rest: list[Any] = []
+        self._cut_pending = False
+        self._retry_at = 0.0
+        self._retry_sec = RETRY_FIRST_SEC
+        self._commit = commit
+        self._blocked = blocked
+
+    async def advance(self, limit: int) -> int:
+        """Buffer what is due; write at every cut. While a write fails nothing further is taken."""
+        if self.stuck and time.monotonic() < self._retry_at:
+            return 0
+        if not self._rest:
+            self._rest = list(self.merger.run(limit))
+            if self._rest:
+                self.stats.sample_latency(time.time() * 1000 - self._rest[-1][3].timestamp)
+        processed = 0
+        while self._rest or self._cut_pending:
+            if self._cut_pending:
+                if not await self._cut():
+                    break
+                continue
+            processed += self._take_until_cut()
+        self.stats.records_in += processed
+        return processed
+
+    def _take_until_cut(self) -> int:
+        """Buffer records up to the next cut; returns how many were taken."""
+        sink, rest, decoders, done = self.sink, self._rest, self.decoders, self.done
+        for index, (each, seq, sub, record) in enumerate(rest):
+            topic = each.topic
+            decoded = decoders[topic](record.value)
+            control = topic in (JOURNAL, TICKS) and decoded["kind"] in CONTROL_KINDS
+            if control and sink.cut_before(topic, decoded) and sink.rows_buffered():
+                self._rest = rest[index:]
+                self._cut_pending = True
+                return index
+            due = sink.step(topic, decoded)
+            done[topic] = (seq, sub)
+            if topic == TICKS:
+                self.clock_ts_ns = decoded["clock_ts_ns"]
+                if control or self.ended:
+                    self.note_control(decoded)
+            if due:
+                self._rest = rest[index + 1 :]
+                self._cut_pending = True
+                return index + 1
+        self._rest = []
+        return len(rest)
+
+    async def _cut(self) -> bool:
+        """Write the files of a cut and commit; False where it has to be tried again later."""
+        try:
+            result = await asyncio.to_thread(self.sink.write)
+        except OrderflowError as error:
+            self.stuck = True
+            self._retry_at = time.monotonic() + self._retry_sec
+            self._retry_sec = min(RETRY_MOST_SEC, self._retry_sec * 2)
+            self._blocked(self, error)
+            return False
+        self.stuck = False
+        self._retry_sec = RETRY_FIRST_SEC
+        self._cut_pending = False
+        await self._commit(self, self.positions(self._rest), result)
+        return True
+
+    @property
+    def settled(self) -> bool:
+        return self.ended and not self._cut_pending and not self._rest
+
+    def restore(self, restored: Restored) -> None:
+        self.restore_inputs(restored.commit)
+        for position in restored.commit.inputs:
+            self.done[position.topic] = (position.seq, position.sub)
+        self.sink.restore(restored.states)
+
+
+class SinkRuntime(ServiceRuntime):
+    """Drives one file sink per partition."""
+
+    def __init__(
+        self,
+        log: Log,
+        codecs: Codecs,
+        spec: ServiceSpec,
+        options: RuntimeOptions,
+        make: Callable[[int], CutWriter],
+        on_cut: Callable[[int, Any, list[InputPosition], SinkTask], None] | None = None,
+    ) -> None:
+        super().__init__(log, codecs, spec, options)
+        self._make = make
+        self._on_cut = on_cut
+        self.cuts = 0
+        self.write_errors = 0
+
+    def make_task(self, partition: int) -> SinkTask:
+        return SinkTask(partition, self._make(partition), self.codecs, self.stats, self._commit_cut, self._blocked)
+
+    @property
+    def stuck(self) -> list[int]:
+        """Partitions whose files cannot be written now."""
+        return sorted(partition for partition, task in self.tasks.items() if task.stuck)
+
+    def _blocked(self, task: SinkTask, error: OrderflowError) -> None:
+        self.write_errors += 1
+        logger.error("%s partition %d waits, nothing is lost: %s", self.spec.name, task.partition, error)
+
+    async def _commit_cut(self, task: SinkTask, positions: list[InputPosition], result: Any) -> None:
+        def commit(first_offset: int, parts: int) -> Commit:
+            return task.commit_record(first_offset, parts, positions, [], self.spec.fingerprint)
+
+        await self.write_snapshot(task, task.sink.state(), commit)
+        await self.state_writer.flush()
+        await self.commit_offsets({task.partition: positions})
+        self.cuts += 1
+        self.stats.snapshots += 1
+        self.stats.last_snapshot_at = time.time()
+        if self._on_cut is not None:
+            self._on_cut(task.partition, result, positions, task)
+
+    async def snapshot(self, partitions: Sequence[int]) -> None:
+        """Nothing: only a cut commits, and a cut never comes from the wall clock or a signal."""

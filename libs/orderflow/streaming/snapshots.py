@@ -1,0 +1,145 @@
+"""Snapshots in `state.<service>`: records of state, then a commit record that makes them count.
+
+A record's key is the symbol; its header `snapshot` holds the id of the snapshot that it belongs to. A commit record has
+the header `commit` with that id and a `Commit` as value. What has no commit, or lacks a part, does not exist.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Final
+
+import msgspec
+import zstandard
+
+from orderflow.errors import LogError
+from orderflow.streaming.log import TP, Headers, Log, LogRecord, read_ranges
+
+SNAPSHOT_HEADER: Final = "snapshot"
+COMMIT_HEADER: Final = "commit"
+ZSTD_LEVEL: Final = 3
+MAX_STATE_BYTES: Final = 64 << 20
+FIRST_WINDOW: Final = 256
+
+
+class InputPosition(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Where an input stands: `next_offset` is the oldest record not yet merged."""
+
+    topic: str
+    next_offset: int
+    seq: int
+    sub: int
+    progress: int
+
+
+class OutputTail(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The newest record of an output."""
+
+    topic: str
+    seq: int
+    sub: int
+
+
+class Commit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What makes a snapshot complete."""
+
+    first_offset: int
+    parts: int
+    inputs: list[InputPosition]
+    outputs: list[OutputTail]
+    session: str
+    ended: bool
+    code_version: str
+    fingerprint: str
+    clock_ts_ns: int = 0
+    epoch: int = 0
+    note: dict[str, str] = {}
+
+
+class Restored(msgspec.Struct, frozen=True):
+    """A snapshot read back: state by symbol, and its commit."""
+
+    commit: Commit
+    states: dict[str, bytes]
+
+
+def encode_parts(snapshot_id: str, states: Mapping[str, bytes]) -> list[tuple[bytes, bytes, Headers]]:
+    """(key, value, headers) of each state record, in the order of symbols."""
+    compressor = zstandard.ZstdCompressor(level=ZSTD_LEVEL)
+    headers = [(SNAPSHOT_HEADER, snapshot_id.encode())]
+    return [(symbol.encode(), compressor.compress(states[symbol]), headers) for symbol in sorted(states)]
+
+
+def encode_commit(snapshot_id: str, commit: Commit) -> tuple[bytes, bytes, Headers]:
+    """(key, value, headers) of the commit record."""
+    return b"", msgspec.json.encode(commit), [(COMMIT_HEADER, snapshot_id.encode())]
+
+
+def newest(records: list[LogRecord]) -> Restored | int | None:
+    """The newest complete snapshot among `records`; an offset where an older record is needed to complete it."""
+    decompressor = zstandard.ZstdDecompressor()
+    first_seen = records[0].offset if records else 0
+    for index in range(len(records) - 1, -1, -1):
+        commit_id = _header(records[index], COMMIT_HEADER)
+        if commit_id is None:
+            continue
+        commit = msgspec.json.decode(records[index].value or b"", type=Commit)
+        if commit.first_offset < first_seen:
+            return commit.first_offset
+        states: dict[str, bytes] = {}
+        for record in records[:index]:
+            if record.offset >= commit.first_offset and _header(record, SNAPSHOT_HEADER) == commit_id:
+                states[(record.key or b"").decode()] = decompressor.decompress(
+                    record.value or b"", max_output_size=MAX_STATE_BYTES
+                )
+        if len(states) == commit.parts:
+            return Restored(commit, states)
+    return None
+
+
+async def load_newest(log: Log, tps: Iterable[TP]) -> dict[TP, Restored | None]:
+    """Read the newest complete snapshot of each partition of state; None where there is none."""
+    found: dict[TP, Restored | None] = {}
+    begins = await log.begin_offsets(tps)
+    ends = await log.end_offsets(tps)
+    windows = dict.fromkeys(begins, FIRST_WINDOW)
+    while windows:
+        starts = {tp: max(begins[tp], ends[tp] - window) for tp, window in windows.items()}
+        records = await read_ranges(log, {tp: (start, ends[tp]) for tp, start in starts.items()})
+        for tp, start in starts.items():
+            got = newest(records[tp])
+            if isinstance(got, Restored):
+                found[tp] = got
+            elif start == begins[tp]:
+                found[tp] = None
+            else:
+                windows[tp] = max(windows[tp] * 4, ends[tp] - got if got is not None else 0)
+                continue
+            del windows[tp]
+    return found
+
+
+def check_fingerprint(commit: Commit, fingerprint: str, tp: TP, *, rebuild: bool) -> bool:
+    """Whether a snapshot may be used; False: start anew.
+
+    Raises
+    ------
+    LogError
+        It was made under other settings, and no rebuild was asked for.
+    """
+    if commit.fingerprint == fingerprint:
+        return True
+    if rebuild:
+        return False
+    raise LogError(
+        f"{tp.topic}[{tp.partition}]: the newest snapshot was made under the settings {commit.fingerprint[:12]}, and "
+        f"these are {fingerprint[:12]}: restore the old settings, choose another TOPIC_PREFIX, or set "
+        "STATE_REBUILD=true to compute the state anew from the oldest retained input"
+    )
+
+
+def _header(record: LogRecord, name: str) -> str | None:
+    for key, value in record.headers:
+        if key == name:
+            return value.decode()
+    return None

@@ -1,0 +1,1 @@
+"""Wiring of the `ingestion` service: recorder and normaliser."""

@@ -1,0 +1,1 @@
+"""Wiring of the `lake` service: Parquet and NDJSON."""

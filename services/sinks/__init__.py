@@ -1,0 +1,1 @@
+"""Wiring of the `sinks` service: signals as JSON Lines."""

@@ -1,0 +1,231 @@
+"""Kill any service anywhere, let zombies write, move partitions about: the canonical outputs are the same.
+
+A toy pipeline over the in-memory log: journal -> (ticks, rows) -> ofi -> signals, with processors whose outputs depend
+on everything they have seen, so that any loss, repetition or reordering shows.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import random
+from collections.abc import Mapping
+from typing import ClassVar
+
+import msgspec
+import pytest
+
+from orderflow.processor import Emit, Record
+from orderflow.streaming.codec import Codecs, peek
+from orderflow.streaming.log import TP, read_ranges
+from orderflow.streaming.memory_log import MemoryLog
+from orderflow.streaming.recorder import JournalWriter, journal_record
+from orderflow.streaming.runtime import ProcessorRuntime, RuntimeOptions, ServiceSpec
+from orderflow.topics import EVENTS, JOURNAL, OFI, ROWS, SIGNALS, TICKS
+
+PARTITIONS_USED = (0, 5)
+
+
+def simple_schema(name: str, *fields: str) -> str:
+    return msgspec.json.encode(
+        {
+            "type": "record",
+            "name": name,
+            "fields": [
+                {"name": "seq", "type": "long"},
+                {"name": "sub", "type": "int"},
+                *({"name": field, "type": "string"} for field in fields),
+            ],
+        }
+    ).decode()
+
+
+def make_codecs() -> Codecs:
+    from orderflow.streaming.codec import schema_text
+
+    schemas = {
+        JOURNAL: schema_text("journal"),
+        TICKS: schema_text("tick"),
+        ROWS: simple_schema("rows", "digest"),
+        OFI: simple_schema("ofi", "digest"),
+        SIGNALS: simple_schema("signals", "digest"),
+        EVENTS: simple_schema("events", "digest"),
+    }
+
+    async def by_id(number: int) -> str:
+        raise AssertionError(f"no other writer's schema is in play, {number} was asked for")
+
+    return Codecs({topic: number for number, topic in enumerate(schemas, 1)}, schemas, by_id)
+
+
+class Digest:
+    """Rolls a hash over everything that it is given."""
+
+    def __init__(self) -> None:
+        self.value = ""
+
+    def roll(self, *parts: object) -> str:
+        self.value = hashlib.sha256(repr((self.value, *parts)).encode()).hexdigest()[:16]
+        return self.value
+
+    def snapshot(self) -> dict[str, bytes]:
+        return {"": self.value.encode()}
+
+    def restore(self, states: Mapping[str, bytes]) -> None:
+        self.value = states[""].decode()
+
+
+class ToyNormaliser(Digest):
+    inputs: ClassVar[tuple[str, ...]] = (JOURNAL,)
+    outputs: ClassVar[tuple[str, ...]] = (TICKS, ROWS)
+
+    def step(self, topic: str, record: Record) -> list[Emit]:
+        digest = self.roll(record["seq"], record["payload"])
+        if record["kind"] != "frame":
+            tick = {
+                "kind": record["kind"],
+                "recv_ts_ns": 0,
+                "clock_ts_ns": 0,
+                "routes": {},
+                "trade_ts_ms": {},
+                "quote_ts_ms": {},
+                "depth_ts_ms": {},
+                "payload": record["payload"].decode(),
+            }
+            return [(TICKS, "", tick)]
+        return [(ROWS, "S", {"digest": digest}) for _ in range(record["seq"] % 3)]
+
+
+class ToyFeature(Digest):
+    inputs: ClassVar[tuple[str, ...]] = (TICKS, ROWS)
+    outputs: ClassVar[tuple[str, ...]] = (OFI, EVENTS)
+
+    def step(self, topic: str, record: Record) -> list[Emit]:
+        digest = self.roll(topic, record["seq"], record["sub"], record.get("digest"))
+        emits: list[Emit] = [(EVENTS, "", {"digest": digest})] if topic == TICKS else []
+        return emits + [(OFI, "S", {"digest": digest}) for _ in range(record["seq"] % 2 + (topic == ROWS))]
+
+
+class ToySignal(Digest):
+    inputs: ClassVar[tuple[str, ...]] = (TICKS, OFI, EVENTS)
+    outputs: ClassVar[tuple[str, ...]] = (SIGNALS,)
+
+    def step(self, topic: str, record: Record) -> list[Emit]:
+        return [(SIGNALS, "S", {"digest": self.roll(topic, record["seq"], record["sub"], record.get("digest"))})]
+
+
+STAGES = {"normaliser": ToyNormaliser, "ofi": ToyFeature, "signal": ToySignal}
+
+
+async def record_journal(log: MemoryLog, codecs: Codecs, seed: int, count: int) -> JournalWriter:
+    """A journal with restarts of the recorder in it."""
+    rng = random.Random(seed)
+    journal = JournalWriter(log, codecs, "", list(range(12)))
+    await journal.open("s1", 1)
+    session = msgspec.json.encode({"type": "session", "session": "s1"})
+    for partition in range(12):
+        journal.append(partition, journal_record("config", 1, payload=session), 1)
+    for number in range(count):
+        partition = rng.choice(PARTITIONS_USED)
+        kind = "tick" if rng.random() < 0.2 else "frame"
+        payload = msgspec.json.encode({"session": "s1", "n": number})
+        journal.append(partition, journal_record(kind, 1, payload=payload), 1)
+        if rng.random() < 0.05:
+            await journal.flush()
+    for partition in range(12):
+        journal.append(partition, journal_record("end", 1, payload=b"{}"), 1)
+    await journal.flush()
+    return journal
+
+
+def runtime(log: MemoryLog, codecs: Codecs, name: str, snapshot_sec: float) -> ProcessorRuntime:
+    kind = STAGES[name]
+    spec = ServiceSpec(name, kind.inputs, kind.outputs, "f")
+    options = RuntimeOptions(snapshot_sec=snapshot_sec, poll_wait_ms=1, max_poll_records=7, max_buffered=40)
+    return ProcessorRuntime(log, codecs, spec, options, lambda _: kind())
+
+
+async def canonical(log: MemoryLog, topic: str) -> dict[int, list[tuple[int, int, bytes]]]:
+    views = {}
+    for partition in range(12):
+        tp = TP(topic, partition)
+        end = (await log.end_offsets([tp]))[tp]
+        last, view = (-1, -1), []
+        for record in (await read_ranges(log, {tp: (0, end)}))[tp]:
+            if record.value is None:
+                continue
+            place = peek(record.value)[:2]
+            if place > last:
+                last = place
+                view.append((*place, record.value))
+        views[partition] = view
+    return views
+
+
+async def run_pipeline(seed: int, kills: int) -> dict[str, dict[int, list[tuple[int, int, bytes]]]]:
+    rng = random.Random(seed)
+    log, codecs = MemoryLog(), make_codecs()
+    writing = asyncio.create_task(record_journal(log, codecs, 1, 400))
+    running: dict[str, tuple[ProcessorRuntime, asyncio.Task[None]]] = {}
+
+    def start(slot: str) -> None:
+        service = runtime(log, codecs, slot.split("/")[0], rng.choice([0.0, 0.004, 0.05, 10.0]))
+        running[slot] = (service, asyncio.create_task(service.run()))
+
+    for name in STAGES:
+        start(name)
+    for _ in range(kills):
+        for _ in range(rng.randrange(1, 60)):
+            await asyncio.sleep(0)
+        slot = rng.choice(sorted(running))
+        service, task = running[slot]
+        if rng.random() < 0.25:  # graceful
+            service.stop()
+        else:  # as SIGKILL: wherever it is, nothing flushed
+            task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        del running[slot]
+        if rng.random() < 0.3:  # scaled out: another member, which takes half of the partitions over
+            slots = [slot.split("/")[0] + "/2", slot]
+        else:
+            slots = [slot]
+        for each in slots:
+            if each not in running:
+                start(each)
+    await writing
+
+    async with asyncio.timeout(60):
+        while True:
+            ended: dict[str, set[int]] = {}
+            for slot, (service, task) in running.items():
+                if task.done():
+                    task.result()
+                owned = {number for number, each in service.tasks.items() if each.settled}
+                ended.setdefault(slot.split("/")[0], set()).update(owned)
+            if all(len(ended.get(name, ())) == 12 for name in STAGES):
+                break
+            await asyncio.sleep(0.001)
+    for service, _ in running.values():
+        service.stop()
+    await asyncio.gather(*(task for _, task in running.values()))
+    return {topic: await canonical(log, topic) for topic in (TICKS, ROWS, OFI, EVENTS, SIGNALS)}
+
+
+@pytest.fixture(scope="module")
+def undisturbed() -> dict[str, dict[int, list[tuple[int, int, bytes]]]]:
+    return asyncio.run(run_pipeline(0, 0))
+
+
+def test_the_undisturbed_run_is_whole(undisturbed: dict[str, dict[int, list[tuple[int, int, bytes]]]]) -> None:
+    assert sum(map(len, undisturbed[SIGNALS].values())) > 500
+    assert all(len(undisturbed[TICKS][partition]) >= 2 for partition in range(12))
+
+
+@pytest.mark.parametrize("seed", range(1, 25))
+async def test_killed_anywhere_the_outputs_are_the_same(
+    seed: int, undisturbed: dict[str, dict[int, list[tuple[int, int, bytes]]]]
+) -> None:
+    disturbed = await run_pipeline(seed, 12)
+    for topic, views in undisturbed.items():
+        for partition, view in views.items():
+            assert disturbed[topic][partition] == view, (topic, partition)
