@@ -11,6 +11,7 @@ import sys
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Final
+from urllib.parse import urlsplit
 
 import aiohttp
 
@@ -54,14 +55,15 @@ async def ensure_kafka(stack: AsyncExitStack, data: Path, bootstrap: str = "") -
     broker = EmbeddedKafka(data, port=free_port(preferred))
     await asyncio.to_thread(broker.start)
     stack.push_async_callback(asyncio.to_thread, broker.stop)
-    return broker.bootstrap
+    address: str = broker.bootstrap
+    return address
 
 
 async def ensure_registry(stack: AsyncExitStack, data: Path, url: str = "") -> str:
     """A schema registry over `data`: the one that runs, or one started now and stopped with the stack."""
     if url and await _registry_answers(url):
         return url
-    preferred = int(url.rpartition(":")[2].strip("/")) if url else 8081
+    preferred = (urlsplit(url).port or 8081) if url else 8081
     port = free_port(preferred)
     url = f"http://127.0.0.1:{port}"
     data.mkdir(parents=True, exist_ok=True)

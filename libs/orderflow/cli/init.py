@@ -8,7 +8,7 @@ from typing import Any
 
 from orderflow.config import load
 from orderflow.registry.client import RegistryClient
-from orderflow.streaming.init import create_topics, register_schemas
+from orderflow.streaming.init import create_topics, register_schemas, set_compatibility
 
 
 def add_parser(subparsers: Any) -> None:
@@ -25,6 +25,7 @@ async def _init(replication: int) -> int:
     made = await create_topics(runtime.kafka_bootstrap, runtime.topic_prefix, replication=replication)
     registry = RegistryClient(runtime.schema_registry_url)
     try:
+        await set_compatibility(registry)
         ids = await register_schemas(registry, runtime.topic_prefix)
     finally:
         await registry.close()

@@ -75,7 +75,7 @@ def lake_counts(out: Path) -> dict[str, Any]:
 
 def disagreements(topics: dict[str, Any], lake: dict[str, Any]) -> list[str]:
     """Where the lake does not hold what the topics do; empty when all is well."""
-    found = []
+    found: list[str] = []
     for topic, kind in LAKE_KINDS.items():
         _compare(found, topic, topics["topics"][topic], kind, lake)
     for source, kind in ROW_KINDS.items():

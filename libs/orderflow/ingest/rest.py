@@ -91,7 +91,8 @@ class RestClient:
         async with self._slots:
             wait_sec = self.budget.wait_sec(weight)
             if wait_sec > 0:
-                return self._failed("budget", f"{path} must wait {wait_sec:.1f} s for request weight")
+                self._failed("budget", f"{path} must wait {wait_sec:.1f} s for request weight")
+                return None
             self.requests += 1
             try:
                 async with self._session.get(self._base + path, params=parameters) as answer:
@@ -100,12 +101,14 @@ class RestClient:
                         self.budget.told(int(used))
                     body = await answer.content.read(MAX_BODY_BYTES + 1)
                     if len(body) > MAX_BODY_BYTES:
-                        return self._failed("oversize", f"{path} answered more than {MAX_BODY_BYTES} bytes")
-                    if answer.status == 200:
+                        self._failed("oversize", f"{path} answered more than {MAX_BODY_BYTES} bytes")
+                    elif answer.status == 200:
                         return body
-                    return self._refused(path, parameters, answer, body)
+                    else:
+                        self._refused(path, parameters, answer, body)
             except (aiohttp.ClientError, TimeoutError, OSError) as error:
-                return self._failed("connection", f"{self._base}{path} {parameters}: {error!r}")
+                self._failed("connection", f"{self._base}{path} {parameters}: {error!r}")
+        return None
 
     def _refused(self, path: str, parameters: dict[str, str], answer: aiohttp.ClientResponse, body: bytes) -> None:
         status = answer.status

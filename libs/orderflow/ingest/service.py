@@ -155,6 +155,6 @@ def build(
     )
     service = Ingestion(recorder, journal, normaliser)
     registry = CollectorRegistry()
-    registry.register(StatsCollector("ingestion", normaliser, stage.fingerprint(config)))  # type: ignore[arg-type]
-    registry.register(RecorderCollector(recorder))  # type: ignore[arg-type]
+    registry.register(StatsCollector("ingestion", normaliser, stage.fingerprint(config)))
+    registry.register(RecorderCollector(recorder))
     return service, registry, service.status

@@ -15,7 +15,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final
 
 from orderflow.lake.layout import LakeError
 
@@ -26,12 +26,6 @@ TEMP_SUFFIX: Final = ".part"
 RETRY_DELAYS_SEC: Final = (0.1, 0.4, 1.6)
 SWEPT_DATES: Final = 3
 """How many of the newest dates are searched for what dead writers left; a lake of years is not walked at each start."""
-
-
-class Sized(Protocol):
-    """Bytes of any form that can be written: bytes, or a buffer of Arrow."""
-
-    def __len__(self) -> int: ...
 
 
 class LakeWriteError(LakeError):
@@ -144,7 +138,7 @@ def sweep_folder(folder: Path) -> int:
     try:
         with os.scandir(folder) as entries:
             stale = [entry.path for entry in entries if entry.name.startswith(TEMP_PREFIX)]
-    except (FileNotFoundError, NotADirectoryError):
+    except OSError:
         return 0
     for path in stale:
         removed += _remove_if_dead(path)
@@ -171,8 +165,8 @@ def sweep(tree: Path) -> int:
     """Remove what dead writers left under the newest dates of a tree of `date=` folders; returns how many files."""
     try:
         dates = sorted(entry for entry in tree.iterdir() if entry.name.startswith("date="))
-    except (FileNotFoundError, NotADirectoryError):
-        return 0
+    except OSError:
+        return 0  # not there yet; where it can't be read, writing will say so
     removed = 0
     for date in dates[-SWEPT_DATES:]:
         for folder, _, names in os.walk(date):

@@ -50,17 +50,9 @@ class LakeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
         int, msgspec.Meta(ge=1, le=86_400, description="cut at ticks whose clock crosses a multiple of this, seconds")
     ] = 60
     max_rows: Annotated[
-        int, msgspec.Meta(ge=1, le=2_000_000, description="cut at the next tick once so many rows are buffered")
+        int, msgspec.Meta(ge=1, le=2_000_000, description="cut at the next tick with so many rows buffered")
     ] = 200_000
     zstd_level: Annotated[int, msgspec.Meta(ge=1, le=19, description="compression of the raw journal")] = 3
-
-
-class JsonlConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What decides the signal files. They are cut at every minute of the clock."""
-
-    max_rows: Annotated[
-        int, msgspec.Meta(ge=1, le=2_000_000, description="cut at the next tick once so many signals are buffered")
-    ] = 200_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,9 +79,9 @@ class Kind:
         return pa.schema([self.schema.field(name) for name in (*names, *self.computed)])
 
     def day_of(self, record: Record) -> int:
-        """UTC day of a record, days since the epoch."""
-        time: int = record[self.time_field]
-        return time // self.time_divisor
+        """UTC day of a record, days since the epoch; a time that no date can hold counts to the nearest one that can."""
+        day: int = record[self.time_field] // self.time_divisor
+        return day if 0 <= day <= LAST_DAY else min(max(day, 0), LAST_DAY)
 
 
 SYMBOL_TYPE: Final = pa.dictionary(pa.int32(), pa.string())
@@ -247,17 +239,19 @@ def path_part(text: str) -> str:
     percent-encoded: a path can't hold `/` and NUL, and DuckDB does not take `=`, `?` or a line break in the value of a
     partition. A text too long for a file name is cut and given a digest; the column has it whole.
     """
-    encoded = "".join(
-        char if char in "_-." or (char.isalnum() if char.isascii() else char.isprintable()) else _percent(char)
-        for char in text
-    )
-    if not encoded or encoded in (NO_SYMBOL, HIVE_NULL) or encoded[0] == ".":
-        encoded = (_percent(encoded[0]) if encoded else "%00") + encoded[1:]
-    if len(encoded.encode()) > MAX_NAME_BYTES:
-        digest = hashlib.sha256(text.encode()).hexdigest()[:16]
-        encoded = encoded.encode()[: MAX_NAME_BYTES - 20].decode(errors="ignore").rpartition("%")[0] or "long"
-        encoded = f"{encoded}~{digest}"
-    return encoded
+    pieces = [_encoded(char) for char in text]
+    if not text or text in (NO_SYMBOL, HIVE_NULL) or text[0] == ".":
+        pieces[:1] = [_percent(text[:1] or "\0")]
+    if sum(len(piece.encode()) for piece in pieces) <= MAX_NAME_BYTES:
+        return "".join(pieces)
+    digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+    # No character takes more than 12 bytes: four of UTF-8, each encoded.
+    return "".join(pieces[: (MAX_NAME_BYTES - len(digest) - 1) // 12]) + "~" + digest
+
+
+def _encoded(char: str) -> str:
+    plain = char.isalnum() if char.isascii() else char.isprintable()
+    return char if plain or char in "_-." else _percent(char)
 
 
 def _percent(char: str) -> str:
@@ -265,8 +259,8 @@ def _percent(char: str) -> str:
 
 
 def date_text(day: int) -> str:
-    """UTC date of a day since the epoch; a time no date can hold goes to the nearest one that can."""
-    return str(dt.date(1970, 1, 1) + dt.timedelta(days=min(max(day, 0), LAST_DAY)))
+    """UTC date of a day since the epoch, 0 to `LAST_DAY`."""
+    return str(dt.date(1970, 1, 1) + dt.timedelta(days=day))
 
 
 def cut_name(session: str, partition: int, first_seq: int, last_seq: int) -> str:

@@ -13,11 +13,12 @@ from orderflow.config import Config, effective_fingerprint, fingerprint
 from orderflow.lake.checkpoint import advance
 from orderflow.lake.jsonl import JsonlSink
 from orderflow.lake.parquet import LakeSink
+from orderflow.lake.sink import FileSink
 from orderflow.streaming.codec import Codecs
 from orderflow.streaming.kafka_log import KafkaLog
 from orderflow.streaming.runtime import ServiceSpec
 from orderflow.streaming.service import Build, Running, StatsCollector, options_of, runtime_status
-from orderflow.streaming.sinks import CutWriter, SinkRuntime, SinkTask
+from orderflow.streaming.sinks import SinkRuntime, SinkTask
 from orderflow.streaming.snapshots import InputPosition
 
 
@@ -57,7 +58,7 @@ class SinkCollector:
 
 def _runtime_build(
     name: str,
-    make: Callable[[Config, int], CutWriter],
+    make: Callable[[Config, int], FileSink],
     inputs: tuple[str, ...],
     fingerprint_of: Callable[[Config], str],
     on_cut: Callable[[Config], Callable[[int, Any, list[InputPosition], SinkTask], None]] | None,
@@ -74,8 +75,8 @@ def _runtime_build(
             on_cut(config) if on_cut is not None else None,
         )
         registry = CollectorRegistry()
-        registry.register(StatsCollector(name, runtime, fingerprint_of(config)))  # type: ignore[arg-type]
-        registry.register(SinkCollector(name, runtime))  # type: ignore[arg-type]
+        registry.register(StatsCollector(name, runtime, fingerprint_of(config)))
+        registry.register(SinkCollector(name, runtime))
 
         def status() -> dict[str, Any]:
             return {

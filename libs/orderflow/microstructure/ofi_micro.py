@@ -28,7 +28,7 @@ _SHRINK: Final = 1.0
 
 
 class MicroPrice(msgspec.Struct):
-    """Estimates G from consecutive quotes; `adjust` gives it, frozen between calls of `refresh`."""
+    """Estimates G from consecutive quotes; `price` applies it, frozen between calls of `refresh`."""
 
     half_life_sec: float
     min_transitions: float
@@ -57,13 +57,8 @@ class MicroPrice(msgspec.Struct):
         if spread < narrowest * (1.0 - _SAME_SPREAD) or narrowest == 0.0:
             if spread < narrowest:
                 self._restart()
-            self.narrowest = narrowest = spread
-        size = abs(imbalance)
-        cell = int(size * IMBALANCE_CELLS)
-        if cell >= IMBALANCE_CELLS:
-            cell = IMBALANCE_CELLS - 1
-        if spread > _NARROW * narrowest:
-            cell += IMBALANCE_CELLS
+            self.narrowest = spread
+        cell = self._cell_of(imbalance, spread)
         sign = 1 if imbalance > 0.0 else (-1 if imbalance < 0.0 else 0)
         before = self.cell
         if before >= 0 and self.sign:
@@ -73,6 +68,12 @@ class MicroPrice(msgspec.Struct):
         self.cell = cell
         self.sign = sign
         self.mid = mid
+
+    def _cell_of(self, imbalance: float, spread: float) -> int:
+        cell = int(abs(imbalance) * IMBALANCE_CELLS)
+        if cell >= IMBALANCE_CELLS:
+            cell = IMBALANCE_CELLS - 1
+        return cell + IMBALANCE_CELLS if spread > _NARROW * self.narrowest else cell
 
     def _restart(self) -> None:
         """A narrower spread redefines the cells, so what was counted no longer applies."""
@@ -117,18 +118,10 @@ class MicroPrice(msgspec.Struct):
         return solution
 
     def price(self, imbalance: float, spread: float, mid: float) -> float | None:
-        """Micro-price, quote units; None until estimated. Held within the spread, beyond which it means little."""
+        """Micro-price, quote units; None until estimated. Where the tick is small it can lie outside the spread."""
         if not self.solution:
             return None
-        cell = int(abs(imbalance) * IMBALANCE_CELLS)
-        if cell >= IMBALANCE_CELLS:
-            cell = IMBALANCE_CELLS - 1
-        if spread > _NARROW * self.narrowest:
-            cell += IMBALANCE_CELLS
-        shift = self.solution[cell]
-        if imbalance < 0.0:
-            shift = -shift
-        elif imbalance == 0.0:
+        if imbalance == 0.0:
             return mid
-        half = 0.5 * spread
-        return mid + (half if shift > half else (-half if shift < -half else shift))
+        shift = self.solution[self._cell_of(imbalance, spread)]
+        return mid + shift if imbalance > 0.0 else mid - shift

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import random
 from types import TracebackType
 from typing import Any, Final, TypeVar
@@ -92,11 +93,10 @@ class RegistryClient:
             raise ValueError(f"attempts {attempts} and timeout_s {timeout_s} must be above 0")
         address = f"[{host}]" if ":" in host else host
         self.url = f"{parts.scheme}://{address}{f':{port}' if port else ''}{parts.path.rstrip('/')}"
-        self._auth = (
-            aiohttp.BasicAuth(unquote(parts.username), unquote(parts.password or ""), "utf-8")
-            if parts.username
-            else None
-        )
+        self._headers = {"Accept": ACCEPT, "Content-Type": CONTENT_TYPE}
+        if parts.username:
+            user = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
+            self._headers["Authorization"] = f"Basic {base64.b64encode(user.encode()).decode()}"
         self._timeout = aiohttp.ClientTimeout(total=timeout_s)
         self._attempts = attempts
         self._session: aiohttp.ClientSession | None = None
@@ -200,8 +200,7 @@ class RegistryClient:
 
     async def _request(self, method: str, path: str, body: bytes | None) -> tuple[int, bytes]:
         if self._session is None:
-            headers = {"Accept": ACCEPT, "Content-Type": CONTENT_TYPE}
-            self._session = aiohttp.ClientSession(auth=self._auth, timeout=self._timeout, headers=headers)
+            self._session = aiohttp.ClientSession(timeout=self._timeout, headers=self._headers)
         async with self._session.request(method, URL(self.url + path, encoded=True), data=body) as response:
             return response.status, await response.read()
 

@@ -143,6 +143,11 @@ async def register_schemas(
     return ids
 
 
+async def set_compatibility(registry: RegistryClient) -> None:
+    """Make the registry refuse what an older reader or writer would break on: its own default may be laxer."""
+    await registry.set_compatibility("BACKWARD_TRANSITIVE")
+
+
 async def codecs_for(registry: RegistryClient, prefix: str, topics: Iterable[str]) -> Codecs:
     """Encoders and decoders of these topics."""
     names = [name for name in topics if BY_NAME[name].schema is not None]

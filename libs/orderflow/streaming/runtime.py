@@ -114,6 +114,7 @@ class PartitionBase:
         self.stats = stats
         self.session = ""
         self.ended = False
+        self.end_seq = -1
         self.clock_ts_ns = 0
         self.row_filter: frozenset[int] | None = None
         """Where set: enum indices of the third field that are wanted of `market.rows`; others only keep their place."""
@@ -186,12 +187,14 @@ class PartitionBase:
                 self.ended = False
                 return True
         self.ended = kind == "end"
+        if self.ended:
+            self.end_seq = record["seq"]
         return False
 
     @property
     def settled(self) -> bool:
-        """Whether the session has ended here and nothing waits."""
-        return self.ended
+        """Whether the session has ended here and everything that its end caused has been taken."""
+        return self.ended and self.merger.frontier >= self.end_seq
 
     def commit_record(
         self, first_offset: int, parts: int, inputs: list[InputPosition], outputs: list[OutputTail], fingerprint: str
@@ -294,7 +297,7 @@ class ProcessorTask(PartitionBase):
         self.marked = frontier
         headers = [(PROGRESS_HEADER, str(frontier).encode())]
         for topic, tp in self.outputs.items():
-            if frontier > self.tails[topic][0]:
+            if frontier >= self.tails[topic][0]:
                 self.writer.append(tp, b"", None, self._stamp_ms or int(time.time() * 1000), headers)
                 self.stats.markers_out += 1
 

@@ -123,8 +123,8 @@ class StatsCollector:
         latency = GaugeMetricFamily(
             "latency_ms", "milliseconds since receipt, at this hop", labels=["service", "quantile"]
         )
-        for quantile, value in quantiles(stats.latency_samples_ms).items():
-            latency.add_metric([self._service, quantile], value)
+        for quantile, latency_ms in quantiles(stats.latency_samples_ms).items():
+            latency.add_metric([self._service, quantile], latency_ms)
         families.append(latency)
         for name, text, gauge_value in (
             ("queue_depth", "records waiting for another input", float(stats.buffered)),
@@ -335,7 +335,7 @@ def processor_build(
             filtered_topic,
         )
         registry = CollectorRegistry()
-        registry.register(StatsCollector(name, runtime, fingerprint_of(config)))  # type: ignore[arg-type]
+        registry.register(StatsCollector(name, runtime, fingerprint_of(config)))
         return runtime, registry, lambda: runtime_status(name, runtime)
 
     return build

@@ -9,11 +9,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final, Protocol
+from collections.abc import Callable, Sequence
+from typing import Any, Final
 
 from orderflow.errors import OrderflowError
-from orderflow.processor import Record
+from orderflow.lake.sink import CutResult, FileSink
 from orderflow.streaming.codec import Codecs
 from orderflow.streaming.log import Log
 from orderflow.streaming.runtime import (
@@ -33,31 +33,13 @@ RETRY_FIRST_SEC: Final = 1.0
 RETRY_MOST_SEC: Final = 30.0
 
 
-class CutWriter(Protocol):
-    """The part of a `FileSink` (see `orderflow.lake.sink`) that the runtime drives."""
-
-    inputs: tuple[str, ...]
-
-    def step(self, topic: str, record: Record) -> bool: ...
-
-    def cut_before(self, topic: str, record: Record) -> bool: ...
-
-    def write(self) -> Any: ...
-
-    def state(self) -> dict[str, bytes]: ...
-
-    def restore(self, states: Mapping[str, bytes]) -> None: ...
-
-    def rows_buffered(self) -> int: ...
-
-
 class SinkTask(PartitionBase):
     """A partition of a sink service."""
 
     def __init__(
         self,
         partition: int,
-        sink: CutWriter,
+        sink: FileSink,
         codecs: Codecs,
         stats: Stats,
         commit: Callable[[SinkTask, list[InputPosition], Any], Any],
@@ -136,7 +118,7 @@ class SinkTask(PartitionBase):
 
     @property
     def settled(self) -> bool:
-        return self.ended and not self._cut_pending and not self._rest
+        return self.ended and self.merger.frontier >= self.end_seq and not self._cut_pending and not self._rest
 
     def restore(self, restored: Restored) -> None:
         self.restore_inputs(restored.commit)
@@ -154,7 +136,7 @@ class SinkRuntime(ServiceRuntime):
         codecs: Codecs,
         spec: ServiceSpec,
         options: RuntimeOptions,
-        make: Callable[[int], CutWriter],
+        make: Callable[[int], FileSink],
         on_cut: Callable[[int, Any, list[InputPosition], SinkTask], None] | None = None,
     ) -> None:
         super().__init__(log, codecs, spec, options)

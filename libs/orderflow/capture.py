@@ -1,0 +1,357 @@
+"""Recorded market data: one frame a line, `<rx_ns> <conn> <frame>`, gzip or plain text.
+
+`rx_ns` is the local receive time in nanoseconds since the epoch. `conn` is `public` or `market` (a combined-stream
+frame exactly as the socket of that route sent it) or `rest` (a body of `GET /fapi/v1/depth`, with the key `symbol`
+added). Frames may hold spaces, never a line break.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import os
+import re
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO, Final
+
+from orderflow.errors import CaptureError
+
+CONNECTIONS: Final = ("public", "market", "rest")
+
+_GZIP_MAGIC: Final = b"\x1f\x8b"
+_BLOCK_BYTES: Final = 1 << 18
+_LINE_MOST_BYTES: Final = 1 << 24
+"""A line without an end must not eat the memory."""
+_SHOWN_BYTES: Final = 60
+_STREAM_HEAD: Final = b'{"stream":"'
+_REST_SYMBOL: Final = re.compile(rb'"symbol"\s*:\s*"([^"]+)"')
+_REST_SYMBOL_FIRST: Final = re.compile(rb'^\{"symbol":"[^"]*",')
+_FORMAT_REMEDY: Final = "each line must be `<rx_ns> <conn> <frame>` with conn one of public, market, rest"
+
+
+@dataclass(frozen=True, slots=True)
+class CaptureInfo:
+    """What a capture holds.
+
+    Attributes
+    ----------
+    sha256 : of the bytes of the file as they lie on disk (of the compressed bytes for gzip).
+    frames : number of lines.
+    frames_by_conn : conn -> number of frames; names without frames are left out.
+    symbols : upper case, sorted; taken from the names of streams and from the bodies of `rest`.
+    streams : name of a stream -> number of frames, sorted by name.
+    snapshots : symbol -> number of recorded REST snapshots, sorted by symbol.
+    first_rx_ns, last_rx_ns : receive times of the first and of the last line.
+    rx_back : number of lines whose receive time is below that of the line before.
+    """
+
+    path: Path
+    sha256: str
+    frames: int
+    frames_by_conn: dict[str, int]
+    symbols: tuple[str, ...]
+    streams: dict[str, int]
+    snapshots: dict[str, int]
+    first_rx_ns: int
+    last_rx_ns: int
+    rx_back: int
+
+
+def frames(path: Path) -> Iterator[tuple[int, str, bytes]]:
+    """The frames of a capture in the order of the file: (rx_ns, conn, frame).
+
+    Raises
+    ------
+    CaptureError
+        The file is missing, empty, a truncated gzip, or holds a line that is not of the format. What came before the
+        fault has been yielded.
+    """
+    return _parsed(path, _blocks(path, None))
+
+
+def scan(path: Path) -> CaptureInfo:
+    """Read a capture once, wholly, and say what it holds.
+
+    Raises
+    ------
+    CaptureError
+        As for `frames`.
+    """
+    digest = hashlib.sha256()
+    by_conn: dict[str, int] = {}
+    streams: dict[bytes, int] = {}
+    snapshots: dict[str, int] = {}
+    count = first_ns = last_ns = rx_back = 0
+    for rx_ns, conn, frame in _parsed(path, _blocks(path, digest)):
+        count += 1
+        if count == 1:
+            first_ns = rx_ns
+        elif rx_ns < last_ns:
+            rx_back += 1
+        last_ns = rx_ns
+        by_conn[conn] = by_conn.get(conn, 0) + 1
+        if conn == "rest":
+            symbol = rest_symbol(frame)
+            if symbol is None:
+                raise CaptureError(
+                    f"{path}: line {count} is a rest frame without the key `symbol`: {_shown(frame)}; "
+                    'a recorded depth snapshot must name its symbol, as in {"symbol":"BTCUSDT","lastUpdateId":...}'
+                )
+            snapshots[symbol] = snapshots.get(symbol, 0) + 1
+        else:
+            stream = stream_of(frame)
+            if stream is None:
+                raise CaptureError(
+                    f"{path}: line {count} holds no combined-stream frame: {_shown(frame)}; "
+                    'a frame of a socket must be {"stream":"<name>","data":...} exactly as received'
+                )
+            streams[stream] = streams.get(stream, 0) + 1
+    named = {stream.decode("utf-8", "replace"): number for stream, number in sorted(streams.items())}
+    symbols = {symbol_of_stream(stream) for stream in named if not stream.startswith("!")} | set(snapshots)
+    return CaptureInfo(
+        path=path,
+        sha256=digest.hexdigest(),
+        frames=count,
+        frames_by_conn={conn: by_conn[conn] for conn in CONNECTIONS if conn in by_conn},
+        symbols=tuple(sorted(symbols)),
+        streams=named,
+        snapshots=dict(sorted(snapshots.items())),
+        first_rx_ns=first_ns,
+        last_rx_ns=last_ns,
+        rx_back=rx_back,
+    )
+
+
+def stream_of(frame: bytes) -> bytes | None:
+    """The stream's name in a combined-stream frame, without decoding it; None where it is no such frame."""
+    if not frame.startswith(_STREAM_HEAD):
+        return None
+    end = frame.find(b'"', len(_STREAM_HEAD))
+    return frame[len(_STREAM_HEAD) : end] if end > 0 else None
+
+
+def symbol_of_stream(stream: str) -> str:
+    """`btcusdt@depth@100ms` -> `BTCUSDT`."""
+    return stream.partition("@")[0].upper()
+
+
+def rest_symbol(frame: bytes) -> str | None:
+    """The symbol that was added to the body of a recorded snapshot."""
+    found = _REST_SYMBOL.search(frame)
+    return found[1].decode("utf-8", "replace") if found else None
+
+
+def rest_body(frame: bytes) -> bytes:
+    """A recorded snapshot as the exchange answered it: without the added key, every other byte kept."""
+    return _REST_SYMBOL_FIRST.sub(b"{", frame, count=1)
+
+
+class CaptureWriter:
+    """Records frames in the capture format; the file appears under its name only when it is complete.
+
+    Until `close`, the frames are in `<name>.partial` beside it. Left through an exception, the partial file stays,
+    so that what was recorded is not lost, and `path` is not touched. A name ending in `.gz` makes it gzip, in which
+    no time or file name is stored: the same frames give the same bytes.
+    """
+
+    def __init__(self, path: Path, *, level: int = 6) -> None:
+        """
+        Raises
+        ------
+        CaptureError
+            The file is there already, or its folder cannot be written.
+        """
+        self.path = path
+        self.partial = path.with_name(path.name + ".partial")
+        self.frames = 0
+        if path.exists():
+            raise CaptureError(f"{path} is there already: a recording is never overwritten; choose another name")
+        try:
+            self._file: BinaryIO = self.partial.open("wb")
+        except OSError as error:
+            raise CaptureError(f"cannot write {self.partial}: {error.strerror}; choose a folder that exists") from error
+        self._gzip = (
+            gzip.GzipFile(filename="", mode="wb", compresslevel=level, fileobj=self._file, mtime=0)
+            if path.suffix == ".gz"
+            else None
+        )
+        self._out: BinaryIO | gzip.GzipFile = self._gzip if self._gzip is not None else self._file
+
+    def write(self, rx_ns: int, conn: str, frame: bytes) -> None:
+        """Append one frame.
+
+        Raises
+        ------
+        CaptureError
+            The frame cannot be held by the format, or the disk refused it.
+        """
+        if conn not in CONNECTIONS:
+            raise CaptureError(f"conn is {conn!r}: it must be one of {', '.join(CONNECTIONS)}")
+        if rx_ns < 0:
+            raise CaptureError(f"rx_ns is {rx_ns}: it must be nanoseconds since the epoch, not below 0")
+        if not frame or b"\n" in frame:
+            raise CaptureError(f"a frame must be one line, not empty: {_shown(frame)}; send it without line breaks")
+        try:
+            self._out.write(b"%d %s %s\n" % (rx_ns, conn.encode(), frame))
+        except OSError as error:
+            raise CaptureError(f"cannot write {self.partial}: {error.strerror}; free some space") from error
+        self.frames += 1
+
+    def close(self) -> None:
+        """Finish the file and give it its name. A second call does nothing."""
+        if self._file.closed:
+            return
+        if self.frames == 0:
+            self.abandon()
+            self.partial.unlink(missing_ok=True)
+            return
+        try:
+            if self._gzip is not None:
+                self._gzip.close()
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._file.close()
+            self.partial.replace(self.path)
+            _sync_folder(self.path.parent)
+        except OSError as error:
+            raise CaptureError(f"cannot finish {self.path}: {error.strerror}; {self.partial} holds the rest") from error
+
+    def abandon(self) -> None:
+        """Stop recording and leave the partial file, readable up to its last whole block."""
+        if self._file.closed:
+            return
+        if self._gzip is not None:
+            self._gzip.close()
+        self._file.close()
+
+    def __enter__(self) -> CaptureWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self.abandon()
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the new name itself survive a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+class _HashingReader(io.RawIOBase):
+    """Passes bytes on and digests them on the way, so that one pass gives the frames and the file's hash."""
+
+    def __init__(self, file: BinaryIO, digest: hashlib._Hash) -> None:
+        self._file = file
+        self._digest = digest
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int = -1) -> bytes:
+        data = self._file.read(size)
+        self._digest.update(data)
+        return data
+
+
+def _blocks(path: Path, digest: hashlib._Hash | None) -> Iterator[bytes]:
+    """The text in blocks. Ends with an empty block where a gzip stops short of its end."""
+    try:
+        file = path.open("rb")
+    except OSError as error:
+        raise CaptureError(f"cannot read the capture {path}: {error.strerror}; give the path of a recording") from error
+    with file:
+        zipped = file.read(2) == _GZIP_MAGIC
+        file.seek(0)
+        raw: BinaryIO = file if digest is None else _HashingReader(file, digest)  # type: ignore[assignment]
+        yield from _gunzipped(path, raw) if zipped else iter(lambda: raw.read(_BLOCK_BYTES), b"")
+
+
+def _gunzipped(path: Path, raw: BinaryIO) -> Iterator[bytes]:
+    """Decompress, member after member. zlib directly: GzipFile loses what came before a truncation."""
+    inflate = zlib.decompressobj(wbits=31)
+    started = False
+    while True:
+        data = raw.read(_BLOCK_BYTES)
+        if not data:
+            break
+        while data:
+            if inflate.eof:
+                data = data.lstrip(b"\0")
+                if not data:
+                    break
+                inflate = zlib.decompressobj(wbits=31)
+            try:
+                block = inflate.decompress(data, _BLOCK_BYTES)
+            except zlib.error as error:
+                raise CaptureError(f"{path} is a damaged gzip ({error}): fetch or record it again") from error
+            started = True
+            data = inflate.unused_data if inflate.eof else inflate.unconsumed_tail
+            if block:
+                yield block
+    while started and not inflate.eof:
+        block = inflate.decompress(inflate.unconsumed_tail, _BLOCK_BYTES)
+        if not block:
+            yield b""
+            return
+        yield block
+
+
+def _parsed(path: Path, blocks: Iterator[bytes]) -> Iterator[tuple[int, str, bytes]]:
+    """Split blocks into lines and lines into their three parts; the hot loop of every replay."""
+    names = {conn.encode(): conn for conn in CONNECTIONS}
+    rest = b""
+    count = 0
+    truncated = False
+    for block in blocks:
+        if not block:
+            truncated = True
+            break
+        lines = (rest + block).split(b"\n")
+        rest = lines.pop()
+        if len(rest) > _LINE_MOST_BYTES:
+            raise _garbage(path, count + 1, rest)
+        for line in lines:
+            try:
+                stamp, conn, frame = line.split(b" ", 2)
+                parsed = (int(stamp), names[conn], frame)
+            except (ValueError, KeyError):
+                raise _garbage(path, count + 1, line) from None
+            count += 1
+            yield parsed
+    if truncated:
+        raise CaptureError(
+            f"{path} is a truncated gzip: it ends after frame {count}, inside frame {count + 1}; fetch or record it again"
+        )
+    if rest:
+        try:
+            stamp, conn, frame = rest.split(b" ", 2)
+            parsed = (int(stamp), names[conn], frame)
+        except (ValueError, KeyError):
+            raise _garbage(path, count + 1, rest) from None
+        if not rest.endswith(b"}"):
+            raise CaptureError(f"{path} stops inside frame {count + 1}: fetch or record it again")
+        count += 1
+        yield parsed
+    if count == 0:
+        raise CaptureError(f"{path} holds no frame: give a recording that is not empty")
+
+
+def _garbage(path: Path, line: int, content: bytes) -> CaptureError:
+    return CaptureError(f"{path}: line {line} is not of the capture format: {_shown(content)}; {_FORMAT_REMEDY}")
+
+
+def _shown(content: bytes) -> str:
+    return repr(content[:_SHOWN_BYTES])[1:] + (" ..." if len(content) > _SHOWN_BYTES else "")

@@ -1,0 +1,244 @@
+"""File sinks: consumers of merged records that write files cut by journal positions alone.
+
+What is buffered and not yet cut is lost with the process and read again, so everything that decides a cut, a name or a
+byte comes from the records: never from the wall clock, a signal or a rebalance. Retries write the same bytes under the
+same names.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Final, NamedTuple, Protocol
+
+import msgspec
+
+from orderflow.lake import files
+from orderflow.lake.layout import LakeError
+from orderflow.processor import Record
+from orderflow.streaming.journal import session_of
+
+NS_PER_SEC: Final = 1_000_000_000
+
+
+class FileWritten(NamedTuple):
+    """One file of a cut; `path` is relative to the lake's root, with `/` between folders."""
+
+    path: str
+    rows: int
+    bytes: int
+
+
+class CutResult(NamedTuple):
+    """What a cut wrote: the first and last seq taken since the cut before it (-1 where there was none), its files."""
+
+    first_seq: int
+    last_seq: int
+    files: list[FileWritten]
+
+
+class FileSink(Protocol):
+    """Buffers the merged records of one journal partition and writes them at cuts."""
+
+    inputs: ClassVar[tuple[str, ...]]
+    """Logical topics by rank; `market.ticks` last, so that a cut takes everything that its tick caused."""
+
+    def step(self, topic: str, record: Record) -> bool:
+        """Buffer a record; True: a cut is due after this record, before any other is given."""
+        ...
+
+    def cut_before(self, topic: str, record: Record) -> bool:
+        """Whether a cut must be made before this record is given: it begins another session."""
+        ...
+
+    def write(self) -> CutResult:
+        """Write everything buffered, durably, and empty the buffers. Blocks; to be run in a thread.
+
+        May be repeated after a failure: the same bytes under the same names.
+
+        Raises
+        ------
+        LakeError
+            A file could not be written; the buffers are kept.
+        """
+        ...
+
+    def state(self) -> dict[str, bytes]:
+        """What is carried from cut to cut. Called right after `write`."""
+        ...
+
+    def restore(self, states: Mapping[str, bytes]) -> None:
+        """Go on from what `state` returned after some cut."""
+        ...
+
+    def rows_buffered(self) -> int:
+        """Records that wait to be written."""
+        ...
+
+
+class CutState(msgspec.Struct, frozen=True):
+    """The session and the clock of the newest tick, nanoseconds; None before the first."""
+
+    session: str
+    clock_ts_ns: int | None
+
+
+class CutSink:
+    """What the sinks share: when to cut, under which numbers, and how the files of a cut get to the disk."""
+
+    inputs: ClassVar[tuple[str, ...]]
+    control: ClassVar[str]
+    """The topic whose `config` records begin sessions here."""
+
+    def __init__(self, root: Path, partition: int, rotate_sec: int, max_rows: int) -> None:
+        self.root = root
+        self.partition = partition
+        self.session = ""
+        self.first_seq = -1
+        self.last_seq = -1
+        self.files_written = 0
+        self.rows_written: dict[str, int] = {}
+        self.bytes_written = 0
+        self.write_errors = 0
+        self.last_flush_sec = 0.0
+        self.cuts: dict[str, int] = {}
+        """Cuts by cause: clock, rows, end, session."""
+        self._rotate_ns = rotate_sec * NS_PER_SEC
+        self._max_rows = max_rows
+        self._clock_ts_ns: int | None = None
+        self._cause = ""
+        self._swept: set[Path] | None = set()
+        """Folders searched for what a dead writer of the same cut left; None once a cut has been written."""
+
+    # -- what subclasses give -------------------------------------------------------------------------------------
+
+    def rows_buffered(self) -> int:
+        raise NotImplementedError  # pragma: no cover - abstract
+
+    def _full(self) -> bool:
+        """Whether so much is buffered that the next tick cuts."""
+        raise NotImplementedError  # pragma: no cover - abstract
+
+    def _write_files(self) -> list[tuple[str, FileWritten]]:
+        """Write each file; returns (kind, file) in the order of paths."""
+        raise NotImplementedError  # pragma: no cover - abstract
+
+    def _clear(self) -> None:
+        raise NotImplementedError  # pragma: no cover - abstract
+
+    def _begin_session(self) -> None:
+        """Forget what a new session must not inherit."""
+
+    # -- the rule -------------------------------------------------------------------------------------------------
+
+    def cut_before(self, topic: str, record: Record) -> bool:
+        """Whether `record` begins a session while something of the one before is buffered."""
+        if topic != self.control or self.rows_buffered() == 0 or session_id(record) is None:
+            return False
+        self._cause = "session"
+        return True
+
+    def _control_record(self, record: Record) -> None:
+        session = session_id(record)
+        if session is None:
+            return
+        self.session = session
+        self.first_seq = record["seq"]
+        self._clock_ts_ns = None
+        self._begin_session()
+
+    def _tick(self, record: Record) -> bool:
+        """Follow the clock; True where this record of market.ticks makes a cut due."""
+        kind = record["kind"]
+        if kind == "end":
+            return self._due("end")
+        if kind != "tick":
+            return False
+        clock, before = record["clock_ts_ns"], self._clock_ts_ns
+        self._clock_ts_ns = clock
+        if before is not None and clock // self._rotate_ns != before // self._rotate_ns:
+            return self._due("clock")
+        return self._full() and self._due("rows")
+
+    def _due(self, cause: str) -> bool:
+        self._cause = cause
+        return True
+
+    # -- writing --------------------------------------------------------------------------------------------------
+
+    def write(self) -> CutResult:
+        """Write the files of the cut in the order of their paths; see `FileSink.write`."""
+        started = time.perf_counter()
+        written = self._write_files()
+        self._sync([file.path for _, file in written])
+        result = CutResult(self.first_seq, self.last_seq, [file for _, file in written])
+        self.files_written += len(written)
+        for kind, file in written:
+            self.bytes_written += file.bytes
+            self.rows_written[kind] = self.rows_written.get(kind, 0) + file.rows
+        if self._cause:
+            self.cuts[self._cause] = self.cuts.get(self._cause, 0) + 1
+        self._clear()
+        self._cause = ""
+        self._swept = None
+        self.first_seq = self.last_seq = -1
+        self.last_flush_sec = time.perf_counter() - started
+        return result
+
+    def _write_file(self, path: str, data: memoryview, check: Callable[[Path], None]) -> None:
+        target = self.root / path
+        if self._swept is not None and target.parent not in self._swept:
+            files.sweep_folder(target.parent)
+            self._swept.add(target.parent)
+        files.write_file(target, data, check, self._failed)
+
+    def _failed(self, error: OSError) -> None:
+        self.write_errors += 1
+
+    def _sync(self, paths: list[str]) -> None:
+        try:
+            files.sync_folders(sorted({(self.root / path).parent for path in paths}))
+        except OSError as error:
+            self.write_errors += 1
+            raise files.LakeWriteError(
+                f"a folder of the cut {self.first_seq} to {self.last_seq} below {self.root} can't be flushed: {error}; "
+                "see to the disk: the log keeps the data and writing goes on from there"
+            ) from error
+
+    # -- state ----------------------------------------------------------------------------------------------------
+
+    def state(self) -> dict[str, bytes]:
+        """See `FileSink.state`."""
+        return {"": msgspec.msgpack.encode(CutState(self.session, self._clock_ts_ns))}
+
+    def restore(self, states: Mapping[str, bytes]) -> None:
+        """See `FileSink.restore`.
+
+        Raises
+        ------
+        LakeError
+            It is not a state of this sink.
+        """
+        state = decode_state(states.get("", b""), CutState)
+        self.session = state.session
+        self._clock_ts_ns = state.clock_ts_ns
+        self.first_seq = self.last_seq = -1
+        self._clear()
+
+
+def decode_state(data: bytes, type_: type[Any]) -> Any:
+    """One entry of a saved state."""
+    try:
+        return msgspec.msgpack.decode(data, type=type_)
+    except msgspec.DecodeError as error:
+        raise LakeError(
+            f"the saved state of a file sink can't be read ({error}): set STATE_REBUILD=true to begin anew from the "
+            "oldest retained input"
+        ) from error
+
+
+def session_id(record: Record) -> str | None:
+    """The session that a record of the journal or of the ticks begins; None where it begins none."""
+    begun = session_of(record["payload"]) if record["kind"] == "config" else None
+    return None if begun is None else str(begun["session"])
