@@ -16,7 +16,6 @@ from urllib.parse import urlsplit
 import aiohttp
 
 from orderflow.errors import OrderflowError
-from orderflow.kafka_embedded import EmbeddedKafka
 from orderflow.paths import ROOT
 
 START_SEC: Final = 20.0
@@ -51,6 +50,8 @@ async def ensure_kafka(stack: AsyncExitStack, data: Path, bootstrap: str = "") -
     """A broker over `data`: the one that runs, or one started now and stopped with the stack."""
     if bootstrap and answers(bootstrap):
         return bootstrap
+    from orderflow.kafka_embedded import EmbeddedKafka
+
     preferred = int(bootstrap.rpartition(":")[2]) if bootstrap else 9092
     broker = EmbeddedKafka(data, port=free_port(preferred))
     await asyncio.to_thread(broker.start)

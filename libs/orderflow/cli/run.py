@@ -91,6 +91,13 @@ def _pace(speed: str) -> None:
         raise OrderflowError(f"--speed is {speed!r}: it must be `max` or a factor from 0.001 to 10000")
 
 
+def _daemon() -> str | None:
+    """Bootstrap of a broker that `orderflow kafka up` has started."""
+    from orderflow.cli.kafka import running_daemon
+
+    return running_daemon()
+
+
 class _Run:
     """One run from start to summary."""
 
@@ -186,15 +193,13 @@ class _Run:
         return {name: os.environ[name] for name in sorted(kept) if name in os.environ}
 
     async def _backing(self, stack: AsyncExitStack, info: runs.RunInfo) -> tuple[str, str]:
-        from orderflow.cli.kafka import running_daemon
-
         given = os.environ.get("KAFKA_BOOTSTRAP")
         if given and not backing.answers(given.split(",")[0]):
             raise OrderflowError(
                 f"KAFKA_BOOTSTRAP is {given!r}, and nothing answers there: start that broker, or unset it to use the "
                 "embedded one"
             )
-        outside = given or (None if info.embedded_kafka else running_daemon())
+        outside = given or (None if info.embedded_kafka else _daemon())
         if outside:
             info.bootstrap = outside
         else:

@@ -84,7 +84,7 @@ class CaptureRecorder:
                 if place == resume[partition]:
                     _check_tail(tails[partition], partition, record)
                 continue
-            if self._stopping or self._ending:
+            if self._halted():
                 break
             rx_ns = record["recv_ts_ns"]
             if speed is not None and record["kind"] != "end":
@@ -96,7 +96,7 @@ class CaptureRecorder:
                     gathered = 0
                     await asyncio.sleep(max(due - now, QUANTUM_SEC))
                     stamp_ms = int(time.time() * 1000)
-                    if self._stopping or self._ending:
+                    if self._halted():
                         break
                 self.behind_sec = max(0.0, now - due)
             append(partition, record, stamp_ms)
@@ -109,6 +109,9 @@ class CaptureRecorder:
                 stamp_ms = int(time.time() * 1000)
         if self._ending and not self._stopping:
             self._end_early(tails, position, newest_rx)
+
+    def _halted(self) -> bool:
+        return self._stopping or self._ending
 
     def _end_early(self, tails: dict[int, Tail], position: int, newest_rx: int) -> None:
         """A drain before the file's end: `end` on every partition that has not ended."""

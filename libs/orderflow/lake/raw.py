@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import base64
 import errno
+from collections.abc import Callable
+from functools import cache
+from operator import itemgetter
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 import zstandard
 
-from orderflow.lake.layout import PAYLOAD_ENCODING, raw_fields
+from orderflow.lake.layout import PAYLOAD_ENCODING, avro_fields
 from orderflow.processor import Record
+from orderflow.topics import JOURNAL
 
 FEED_BYTES: Final = 1 << 20
 """The compressor is fed in pieces of this size, so that its output depends on the bytes alone."""
@@ -19,13 +23,21 @@ FEED_BYTES: Final = 1 << 20
 _encode = msgspec.json.Encoder().encode
 
 
+@cache
+def _journal() -> tuple[tuple[str, ...], Callable[[Record], tuple[Any, ...]]]:
+    """The journal's fields and what takes their values out of a record."""
+    names = tuple(avro_fields(JOURNAL))
+    return names, itemgetter(*names)
+
+
 def raw_line(record: Record) -> bytes:
     """A journal record as one line of JSON, line break included; keys in the schema's order.
 
     `payload` is text where it is valid UTF-8 and base64 elsewhere; `payload_encoding` says which.
     """
+    names, values = _journal()
+    fields: Record = dict(zip(names, values(record), strict=True))
     payload: bytes = record["payload"]
-    fields = {name: record.get(name) for name in raw_fields()}
     try:
         fields["payload"] = payload.decode()
         fields[PAYLOAD_ENCODING] = "utf-8"

@@ -35,6 +35,10 @@ GROUP_SESSION_MS: Final = 6_000
 GROUP_HEARTBEAT_MS: Final = 300
 
 
+_NO_HEADERS: Final[list[tuple[str, bytes]]] = []
+"""aiokafka's builder wants a list; this one is never changed."""
+
+
 class KafkaBatch:
     """A Kafka record batch under construction."""
 
@@ -44,8 +48,10 @@ class KafkaBatch:
         self.builder = builder
         self._count = 0
 
-    def append(self, key: bytes, value: bytes | None, timestamp_ms: int, headers: Headers = ()) -> bool:
-        if self.builder.append(timestamp=timestamp_ms, key=key, value=value, headers=headers) is None:
+    def append(
+        self, key: bytes, value: bytes | None, timestamp_ms: int, headers: list[tuple[str, bytes]] | None = None
+    ) -> bool:
+        if self.builder.append(timestamp=timestamp_ms, key=key, value=value, headers=headers or _NO_HEADERS) is None:
             return False
         self._count += 1
         return True

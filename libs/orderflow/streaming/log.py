@@ -46,7 +46,9 @@ class LogRecord(Protocol):
 class Batch(Protocol):
     """Records of one topic partition that are sent together."""
 
-    def append(self, key: bytes, value: bytes | None, timestamp_ms: int, headers: Headers = ()) -> bool:
+    def append(
+        self, key: bytes, value: bytes | None, timestamp_ms: int, headers: list[tuple[str, bytes]] | None = None
+    ) -> bool:
         """Add a record; False where the batch is full (the record was not added)."""
         ...
 

@@ -29,12 +29,14 @@ class MemoryBatch:
         self._bytes = 0
         self._max_bytes = max_bytes
 
-    def append(self, key: bytes, value: bytes | None, timestamp_ms: int, headers: Headers = ()) -> bool:
+    def append(
+        self, key: bytes, value: bytes | None, timestamp_ms: int, headers: list[tuple[str, bytes]] | None = None
+    ) -> bool:
         size = len(key) + len(value or b"")
         if self.records and self._bytes + size > self._max_bytes:
             return False
         self._bytes += size
-        self.records.append((key, value, timestamp_ms, headers))
+        self.records.append((key, value, timestamp_ms, headers or ()))
         return True
 
     def __len__(self) -> int:

@@ -13,7 +13,7 @@ import msgspec
 import zstandard
 
 from orderflow.errors import LogError
-from orderflow.streaming.log import TP, Headers, Log, LogRecord, read_ranges
+from orderflow.streaming.log import TP, Log, LogRecord, read_ranges
 
 SNAPSHOT_HEADER: Final = "snapshot"
 COMMIT_HEADER: Final = "commit"
@@ -63,14 +63,14 @@ class Restored(msgspec.Struct, frozen=True):
     states: dict[str, bytes]
 
 
-def encode_parts(snapshot_id: str, states: Mapping[str, bytes]) -> list[tuple[bytes, bytes, Headers]]:
+def encode_parts(snapshot_id: str, states: Mapping[str, bytes]) -> list[tuple[bytes, bytes, list[tuple[str, bytes]]]]:
     """(key, value, headers) of each state record, in the order of symbols."""
     compressor = zstandard.ZstdCompressor(level=ZSTD_LEVEL)
     headers = [(SNAPSHOT_HEADER, snapshot_id.encode())]
     return [(symbol.encode(), compressor.compress(states[symbol]), headers) for symbol in sorted(states)]
 
 
-def encode_commit(snapshot_id: str, commit: Commit) -> tuple[bytes, bytes, Headers]:
+def encode_commit(snapshot_id: str, commit: Commit) -> tuple[bytes, bytes, list[tuple[str, bytes]]]:
     """(key, value, headers) of the commit record."""
     return b"", msgspec.json.encode(commit), [(COMMIT_HEADER, snapshot_id.encode())]
 

@@ -32,7 +32,9 @@ class Writer:
         self.records_sent = 0
         self.batches_sent = 0
 
-    def append(self, tp: TP, key: bytes, value: bytes | None, timestamp_ms: int, headers: Headers = ()) -> None:
+    def append(
+        self, tp: TP, key: bytes, value: bytes | None, timestamp_ms: int, headers: list[tuple[str, bytes]] | None = None
+    ) -> None:
         """Add a record to the open batch of its partition."""
         batches = self._open.get(tp)
         if batches is None:
