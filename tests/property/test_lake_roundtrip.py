@@ -5,14 +5,17 @@ from __future__ import annotations
 import math
 import struct
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
 import pyarrow.parquet as pq
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lake_rows import journal, tree
+from orderflow.lake import files
 from orderflow.lake.layout import LakeConfig, avro_fields, kinds, path_part, row_kinds
 from orderflow.lake.parquet import LakeSink, ReceiveRate
 from orderflow.lake.raw import raw_line, raw_record
@@ -25,6 +28,14 @@ SYMBOLS = st.one_of(
     st.sampled_from(["BTCUSDT", "ETHUSDT", "币安USDT", "A/B", ".x", "_"]), st.text(min_size=1, max_size=8)
 )
 TOPICS = [ROWS, OFI, CVD, FUSION, SIGNALS, EVENTS, FEATURE_EVENTS, REJECTS]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quick_disk() -> Iterator[None]:
+    """Hundreds of small files: what reaches the disk when is not looked at here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(files.os, "fsync", lambda descriptor: None)
+        yield
 
 
 def values(name: str, avro: Any) -> st.SearchStrategy[Any]:
@@ -87,7 +98,7 @@ def cut(root: Path, records: list[tuple[str, dict[str, Any]]], batch_rows: int) 
     assert sum(file.rows for file in result.files) == len(records)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(st.lists(items(), max_size=25), st.integers(1, 30))
 def test_rows_read_back_as_they_were_put_in(records: list[tuple[str, dict[str, Any]]], batch_rows: int) -> None:
     with tempfile.TemporaryDirectory() as folder:

@@ -26,9 +26,7 @@ def books(draw, levels=LEVELS):
         bids.append(bids[-1] - draw(st.integers(1, 3)))
         asks.append(asks[-1] + draw(st.integers(1, 3)))
     quantities = draw(st.lists(SIZES, min_size=2 * levels, max_size=2 * levels))
-    return tuple(
-        [float(number) for number in side] for side in (bids, quantities[:levels], asks, quantities[levels:])
-    )
+    return tuple([float(number) for number in side] for side in (bids, quantities[:levels], asks, quantities[levels:]))
 
 
 BOOKS = st.lists(books(), min_size=2, max_size=12)

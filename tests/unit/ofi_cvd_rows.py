@@ -148,14 +148,15 @@ def capture_steps() -> tuple[Step, ...]:
                 steps.append(depth(data["T"], book.top(), **common))
         elif data["e"] == "aggTrade":
             side = "sell" if data["m"] else "buy"
-            steps.append(
-                trade(data["T"], float(data["q"]), side, float(data["p"]), agg_trade_id=data["a"], **common)
-            )
+            steps.append(trade(data["T"], float(data["q"]), side, float(data["p"]), agg_trade_id=data["a"], **common))
     return tuple(steps)
 
 
 def market(
-    seed: int, rows: int, symbols: Sequence[str] = ("BTCUSDT",), src: Sequence[str] = ("bookTicker", "depth", "aggTrade")
+    seed: int,
+    rows: int,
+    symbols: Sequence[str] = ("BTCUSDT",),
+    src: Sequence[str] = ("bookTicker", "depth", "aggTrade"),
 ) -> list[Step]:
     """A random market of whole ticks and lots: uneven pace, some pauses, a tick every 200 ms of event time."""
     chance = random.Random(seed)

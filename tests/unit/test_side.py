@@ -99,8 +99,8 @@ def test_history_is_bounded_and_what_fell_out_gives_no_answer():
 
 
 MIXED = [
-    ("quote", 0, 99.0, 100.0), ("trade", 1, 100.0), ("trade", 2, 99.5), ("trade", 3, 99.6), ("trade", 4, 99.6),
-    ("trade", 5, 99.5), ("quote", 2000, 99.0, 100.0), ("trade", 2001, 99.9), ("trade", 4500, 99.5),
+    ("quote", 0, 99.0, 100.0), ("trade", 1, 100.0), ("trade", 2, 99.5), ("trade", 3, 99.5), ("trade", 4, 99.6),
+    ("trade", 5, 99.5), ("quote", 2000, 99.0, 100.0), ("trade", 2001, 99.9), ("trade", 3500, 99.5),
     ("trade", 6000, 99.5), ("quote", 6001, 99.2, 99.4), ("trade", 6002, 99.3), ("trade", 6003, 99.3),
     ("trade", 5999, 99.8), ("trade", 1500, 99.2),
 ]  # fmt: skip

@@ -114,6 +114,7 @@ class _Run:
         self.rates: dict[str, float] = {}
         self._counted: dict[str, tuple[float, int]] = {}
         self.first_feature_sec: float | None = None
+        self.drained_at = 0.0
         self._last_frames: tuple[float, Any] = (self.begun, None)
         self.console = Console(highlight=False)
 
@@ -359,6 +360,7 @@ class _Run:
         )
         for name in ("ingestion", *FEATURES, *FILES):
             await supervisor.wait_until(self._drained(supervisor, name, asked), f"{name} to drain", positions)
+        self.drained_at = time.time()
         names = ["ingestion", *FEATURES, *FILES]
         await supervisor.stop([*names, *(["simexchange"] if "simexchange" in supervisor.children else [])])
 
@@ -385,7 +387,8 @@ class _Run:
         wrong = summary.disagreements(topics, lake)
         children = supervisor.children
         recorder = children["ingestion"].status.get("recorder", {})
-        frames = topics["journal"].get("frame", 0)
+        frames = topics["journal"].get("frame", 0) + topics["journal"].get("snapshot", 0)
+        pipeline_sec = max(1e-3, self.drained_at - (topics["first_stamp_ms"] or 0) / 1000)
         content = {
             "run": info.run_id,
             "source": info.source,
@@ -395,7 +398,8 @@ class _Run:
             "config_fingerprint": effective_fingerprint(self.config),
             "symbols": list(self.symbols),
             "frames": frames,
-            "frames_per_sec": round(frames / elapsed, 1),
+            "pipeline_sec": round(pipeline_sec, 3),
+            "frames_per_sec": round(frames / pipeline_sec, 1),
             "first_feature_sec": None if self.first_feature_sec is None else round(self.first_feature_sec, 3),
             "rows_by_source": topics["rows"],
             "features": sum(topics["topics"][name] for name in ("features.ofi", "features.cvd", "features.fusion")),
@@ -424,7 +428,10 @@ class _Run:
         say = self.console.print
         rows = content["rows_by_source"]
         say(
-            f"{content['frames']:,} frames in {content['seconds']:.1f} s ({content['frames_per_sec']:,.0f}/s): "
+            f"{content['frames']:,} frames in {content['pipeline_sec']:.1f} s, from the first one journalled to the last one in "
+            f"the lake ({content['frames_per_sec']:,.0f}/s)"
+        )
+        say(
             f"{rows.get('aggTrade', 0):,} trades, {rows.get('bookTicker', 0):,} quotes, {rows.get('depth', 0):,} depth rows, "
             f"{content['features']:,} feature rows, {content['signals']:,} signals ({content['signals_confirmed']:,} confirmed)"
         )

@@ -34,6 +34,7 @@ async def topic_counts(log: Log, codecs: Codecs, prefix: str) -> dict[str, Any]:
     from orderflow.streaming.codec import peek
 
     counts: dict[str, Any] = {"topics": {}, "rows": {}, "journal": {}, "events": {}, "rejects": {}, "confirmed": 0}
+    counts["first_stamp_ms"] = None
     decoders = {topic: codecs.decoder(topic) for topic in (JOURNAL, *DERIVED)}
     for topic in (JOURNAL, *DERIVED):
         total = 0
@@ -49,6 +50,8 @@ async def topic_counts(log: Log, codecs: Codecs, prefix: str) -> dict[str, Any]:
                 elif topic == REJECTS:
                     _count(counts["rejects"], (decoders[topic](r.value or b"")["reason"] for _, _, r in chunk))
                 elif topic == JOURNAL:
+                    oldest = min(record.timestamp for _, _, record in chunk)
+                    counts["first_stamp_ms"] = min(oldest, counts["first_stamp_ms"] or oldest)
                     _count(counts["journal"], (decoders[topic](r.value or b"")["kind"] for _, _, r in chunk))
                 elif topic == SIGNALS:
                     counts["confirmed"] += sum(decoders[topic](r.value or b"")["confirm"] for _, _, r in chunk)

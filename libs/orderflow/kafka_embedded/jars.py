@@ -142,7 +142,9 @@ def ensure_jars(lock: Path = LOCK_FILE, fetch: Fetcher | None = None) -> list[Pa
         with _locked(folder.parent / f".{folder.name}.lock"):
             _repair(folder, jars, fetch or fetch_with_jgo)
     except OSError as error:
-        raise JarsError(f"the cache {folder} can't be written: {error}; set ORDERFLOW_CACHE to another folder") from error
+        raise JarsError(
+            f"the cache {folder} can't be written: {error}; set ORDERFLOW_CACHE to another folder"
+        ) from error
     return [folder / jar.filename for jar in jars]
 
 
@@ -185,7 +187,7 @@ def _fetch_all(folder: Path, jars: Sequence[Jar], fetch: Fetcher) -> None:
             for future in futures:
                 future.result()
         except BaseException:
-            threads.shutdown(wait=False, cancel_futures=True)
+            threads.shutdown(cancel_futures=True)
             raise
 
 

@@ -88,7 +88,12 @@ def java_major(path: Path) -> int | None:
     """The feature release that `path -version` reports (8 for "1.8.0_392"), or None where it is no working Java."""
     try:
         result = subprocess.run(
-            [path, "-version"], capture_output=True, text=True, errors="replace", timeout=VERSION_TIMEOUT_SEC, check=False
+            [path, "-version"],
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=VERSION_TIMEOUT_SEC,
+            check=False,
         )
     except (OSError, subprocess.TimeoutExpired):
         return None

@@ -357,8 +357,11 @@ class LocalBook:
         self._pending = None
         if buffer[0].prev_id > pending.last_update_id:
             return "too_old"
-        self._drop_levels()
-        self._write(pending.bids, pending.asks)
+        self._bids = {price: quantity for price, quantity in pending.bids if quantity > 0.0}
+        self._asks = {price: quantity for price, quantity in pending.asks if quantity > 0.0}
+        self._bid_keys = sorted(self._bids)
+        self._ask_keys = sorted(-price for price in self._asks)
+        self._prune()
         for diff in buffer:
             self._write(diff.bids, diff.asks)
         if self._is_crossed():
