@@ -14,7 +14,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from jgo.maven import MavenContext
-
 from orderflow.kafka_embedded.jars import BROKER, LOCK_FILE, file_sha256, write_atomically
 
 LOGGING = "org.slf4j:slf4j-simple:1.7.36"

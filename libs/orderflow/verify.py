@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from orderflow.config import Config
+from orderflow.errors import LogError
 from orderflow.pipeline import STAGES
 from orderflow.processor import Processor, Record
 from orderflow.streaming.codec import PREFIX_BYTES, Codecs, peek
@@ -106,7 +107,13 @@ class Cascade:
 
 
 async def canonical(log: Log, tp: TP, *, journal: bool = False) -> AsyncIterator[list[tuple[int, int, LogRecord]]]:
-    """The canonical view of a topic partition, in chunks of (seq, sub, record), from its oldest record to its end."""
+    """The canonical view of a topic partition, in chunks of (seq, sub, record), from its oldest record to its end.
+
+    Raises
+    ------
+    LogError
+        The end can't be reached, or a value is not in the wire format: a part would pass for the whole.
+    """
     begin = (await log.begin_offsets([tp]))[tp]
     end = (await log.end_offsets([tp]))[tp]
     if begin >= end:
@@ -116,14 +123,19 @@ async def canonical(log: Log, tp: TP, *, journal: bool = False) -> AsyncIterator
     reader = await log.reader({tp: begin})
     try:
         idle = 0
-        while await reader.position(tp) < end and idle < MAX_IDLE_POLLS:
+        while await reader.position(tp) < end:
             got = (await reader.poll(500, CHUNK)).get(tp, ())
             idle = 0 if got else idle + 1
+            if idle >= MAX_IDLE_POLLS:
+                raise LogError(
+                    f"{tp.topic}[{tp.partition}]: nothing came for {MAX_IDLE_POLLS // 2} s at offset "
+                    f"{await reader.position(tp)} of {end}: see to the broker and try again"
+                )
             chunk: list[tuple[int, int, LogRecord]] = []
             for record in got:
                 if record.value is None or record.offset >= end:
                     continue
-                seq, sub, _ = peek(record.value)
+                seq, sub = _place(tp, record.offset, record.value)
                 if journal:
                     if view.admit(record, seq, sub):
                         chunk.append((seq, 0, record))
@@ -136,20 +148,46 @@ async def canonical(log: Log, tp: TP, *, journal: bool = False) -> AsyncIterator
         await reader.close()
 
 
+def _place(tp: TP, offset: int, value: bytes) -> tuple[int, int]:
+    try:
+        return peek(value)[:2]
+    except IndexError as error:
+        raise LogError(
+            f"{tp.topic}[{tp.partition}]: the value at offset {offset} is not in the wire format: {value[:20].hex()}; "
+            "something else has written into this topic"
+        ) from error
+
+
 class _Live:
     """The live canonical view of one topic partition, read ahead in chunks."""
 
     def __init__(self, log: Log, tp: TP) -> None:
+        self._log = log
+        self._tp = tp
         self._chunks = canonical(log, tp)
         self._waiting: deque[tuple[int, int, LogRecord]] = deque()
+        self._oldest: tuple[int, int] | None = None
 
-    async def next(self) -> tuple[int, int, LogRecord] | None:
+    async def head(self) -> tuple[int, int, LogRecord] | None:
+        """The next record, left where it is; None at the end."""
         if not self._waiting:
             try:
                 self._waiting.extend(await anext(self._chunks))
             except StopAsyncIteration:
                 return None
-        return self._waiting.popleft()
+        return self._waiting[0]
+
+    def take(self) -> None:
+        """Step over the head."""
+        self._waiting.popleft()
+
+    async def retained(self, seq: int, sub: int) -> bool:
+        """Whether a record of this place would still be here: retention may have passed it."""
+        if self._oldest is None:
+            first = await self.head()
+            cut = (await self._log.begin_offsets([self._tp]))[self._tp] > 0
+            self._oldest = first[:2] if cut and first is not None else (-1, -1)
+        return (seq, sub) >= self._oldest
 
 
 async def verify(
@@ -157,7 +195,8 @@ async def verify(
 ) -> Report:
     """Recompute all partitions and compare; `live_prefix` judges topics under another prefix than the journal's.
 
-    Reports at most one divergence per topic partition: what follows the first is a consequence more often than not.
+    Reports at most one divergence per topic partition, the first that lies in `span`: what follows it is a consequence
+    more often than not. Records are matched by (seq, sub), so that a missing or an added one does not spoil the rest.
     """
     report = Report()
     for partition in range(PARTITIONS):
@@ -184,55 +223,81 @@ async def _verify_partition(
 ) -> None:
     cascade = Cascade(config, codecs, partition)
     decode_journal = codecs.decoder(JOURNAL)
-    live = {topic: _Live(log, TP(prefixes[1] + topic, partition)) for topic in DERIVED}
-    diverged: set[str] = set()
+    matches = {
+        topic: _Match(topic, partition, _Live(log, TP(prefixes[1] + topic, partition)), codecs) for topic in DERIVED
+    }
+    newest_ns = 0
     async for chunk in canonical(log, TP(prefixes[0] + JOURNAL, partition), journal=True):
-        for seq, _, record in chunk:
+        for _, _, record in chunk:
             assert record.value is not None
             journal = decode_journal(record.value)
+            newest_ns = journal["recv_ts_ns"]
             report.journal_records += 1
-            judged = span.holds(seq, journal["recv_ts_ns"])
-            for topic, expected in cascade.step(journal).items():
-                if topic in diverged:
-                    continue
+            written = cascade.step(journal)
+            for topic, expected in written.items():
+                match = matches[topic]
                 for key, value in expected:
-                    found = _compare(topic, partition, (key, value), await live[topic].next(), codecs)
+                    await match.expect(key, value, span, newest_ns)
                     report.compared[topic] += 1
-                    if found is not None:
-                        diverged.add(topic)
-                        if judged:
-                            report.divergences.append(found)
-                        break
-    for topic in DERIVED:
-        extra = await live[topic].next() if topic not in diverged else None
-        if extra is not None:
-            report.divergences.append(
-                Divergence(topic, partition, extra[0], extra[1], "(record)", "a record", "no such record")
-            )
+    for match in matches.values():
+        await match.finish(span, newest_ns)
+        if match.found is not None:
+            report.divergences.append(match.found)
 
 
-def _compare(
-    topic: str,
-    partition: int,
-    expected: tuple[bytes, bytes],
-    live: tuple[int, int, LogRecord] | None,
-    codecs: Codecs,
-) -> Divergence | None:
-    key, value = expected
-    seq, sub, _ = peek(value)
-    if live is None:
-        return Divergence(topic, partition, seq, sub, "(record)", "no such record", "a record")
-    live_seq, live_sub, record = live
-    live_value = record.value
-    assert live_value is not None
-    if record.key == key and live_value[PREFIX_BYTES:] == value[PREFIX_BYTES:]:
-        return None
-    if (live_seq, live_sub) != (seq, sub):
-        return Divergence(topic, partition, min(seq, live_seq), sub, "(seq, sub)", (live_seq, live_sub), (seq, sub))
-    if record.key != key:
-        return Divergence(topic, partition, seq, sub, "(key)", record.key, key)
-    name, one, other = first_difference(codecs.decoder(topic)(live_value), codecs.decoder(topic)(value))
-    return Divergence(topic, partition, seq, sub, name, one, other)
+class _Match:
+    """The live records of one topic partition beside the recomputed ones."""
+
+    def __init__(self, topic: str, partition: int, live: _Live, codecs: Codecs) -> None:
+        self.found: Divergence | None = None
+        self._topic = topic
+        self._partition = partition
+        self._live = live
+        self._codecs = codecs
+
+    async def expect(self, key: bytes, value: bytes, span: Span, recv_ts_ns: int) -> None:
+        """Compare one recomputed record with the live one in its place."""
+        seq, sub, _ = peek(value)
+        head = await self._live.head()
+        while head is not None and head[:2] < (seq, sub):
+            self._added(head, span, recv_ts_ns)
+            self._live.take()
+            head = await self._live.head()
+        if head is not None and head[:2] == (seq, sub):
+            difference = self._difference(head[2], key, value)
+            self._live.take()
+            if difference is not None:
+                self._note(span, recv_ts_ns, seq, sub, *difference)
+        elif await self._live.retained(seq, sub):
+            self._note(span, recv_ts_ns, seq, sub, "(record)", "no such record", "a record")
+
+    async def finish(self, span: Span, recv_ts_ns: int) -> None:
+        """Whatever is left was never recomputed."""
+        while self.found is None and (head := await self._live.head()) is not None:
+            self._added(head, span, recv_ts_ns)
+            self._live.take()
+
+    def _added(self, head: tuple[int, int, LogRecord], span: Span, recv_ts_ns: int) -> None:
+        self._note(span, recv_ts_ns, head[0], head[1], "(record)", "a record", "no such record")
+
+    def _note(self, span: Span, recv_ts_ns: int, seq: int, sub: int, name: str, live: Any, recomputed: Any) -> None:
+        if self.found is None and span.holds(seq, recv_ts_ns):
+            self.found = Divergence(self._topic, self._partition, seq, sub, name, live, recomputed)
+
+    def _difference(self, record: LogRecord, key: bytes, value: bytes) -> tuple[str, Any, Any] | None:
+        live = record.value
+        assert live is not None
+        if record.key == key and live[PREFIX_BYTES:] == value[PREFIX_BYTES:]:
+            return None
+        if record.key != key:
+            return "(key)", record.key, key
+        decode = self._codecs.decoder(self._topic)
+        recomputed = decode(value)
+        try:
+            decoded = decode(live)
+        except (LogError, ValueError, EOFError, LookupError) as error:
+            return "(bytes)", f"{live[:40].hex()}, which can't be decoded: {error!r}", value[:40].hex()
+        return first_difference(decoded, recomputed)
 
 
 def first_difference(live: Mapping[str, Any], recomputed: Mapping[str, Any]) -> tuple[str, Any, Any]:

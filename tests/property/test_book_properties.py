@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from orderflow.microstructure.book import Level, LocalBook
 
 PRICES = st.integers(1, 40).map(lambda ticks: ticks / 4)

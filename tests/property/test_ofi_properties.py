@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from fractions import Fraction
 
@@ -103,7 +104,7 @@ def test_flow_at_one_price_is_the_net_change_however_it_is_split(book, sizes, on
     bid, bid_qty, ask, ask_qty = (side[0] for side in book)
     states = [(bid, bid_qty, ask, ask_qty)]
     states += [(bid, float(size), ask, ask_qty) if on_bid else (bid, bid_qty, ask, float(size)) for size in sizes]
-    total = sum(best_flow(*before, *after) for before, after in zip(states, states[1:]))
+    total = sum(best_flow(*before, *after) for before, after in itertools.pairwise(states))
     assert total == (states[-1][1] - bid_qty if on_bid else ask_qty - states[-1][3])
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import msgspec
 import pytest
-
 from orderflow.microstructure.book import LocalBook
 
 BIDS = [(99.0, 1.0), (98.0, 2.0), (97.0, 3.0)]
@@ -170,8 +169,8 @@ def test_crossed_by_what_was_buffered() -> None:
     book.apply_diff(10, 20, 9, [(101.0, 1.0)], [])
     assert book.apply_snapshot(15, BIDS, ASKS) == "crossed"
     assert book.best() is None
-    assert book.apply_snapshot(20, BIDS, [(102.0, 1.0)]) == "synced"
-    assert book.best() == (101.0, 1.0, 102.0, 1.0)
+    assert book.apply_snapshot(20, BIDS, ASKS) == "synced", "a diff that ends where the snapshot stands is in it"
+    assert book.best() == (99.0, 1.0, 101.0, 1.5)
 
 
 def test_stale_book_recovers_with_the_next_diff_that_fits() -> None:

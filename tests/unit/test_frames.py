@@ -9,7 +9,6 @@ from typing import Any
 import msgspec
 import pytest
 import venue_journal as vj
-
 from orderflow.venues.binance import frames
 from orderflow.venues.binance.endpoints import LIVE, Endpoints, depth_weight
 from orderflow.venues.binance.frames import route_of, route_of_parsed

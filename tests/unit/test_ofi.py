@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import statistics
@@ -382,7 +383,7 @@ def test_integrated_weights_are_frozen_between_refreshes_and_put_out():
     weights = [tuple(value["weights"]) for value in values]
     assert weights[0] == OfiConfig().weights
     assert len(set(weights)) > 2
-    changes = sum(a != b for a, b in zip(weights, weights[1:]))
+    changes = sum(a != b for a, b in itertools.pairwise(weights))
     span_sec = (values[-1]["ts_ms"] - values[0]["ts_ms"]) / 1000
     assert changes <= span_sec / 10 + 1
     for value in values:

@@ -189,16 +189,16 @@ def test_micro_price_forecasts_better_than_the_mid(ofi):
     [(lambda: OfiProcessor(OfiConfig(), 0), "ofi", 100.0), (lambda: CvdProcessor(CvdConfig(), 0), "cvd", 50.0)],
 )
 def test_a_step_is_fast(make, source, limit_us, steps):
-    """The best of three passes, since other work on the machine only ever adds time."""
+    """Processor time of this thread, so that other work on the machine plays little part; the best of three passes."""
     one = make()
     wanted = [step for step in steps[:40_000] if step[1].get("src") in one.ROW_SOURCES]
     best = float("inf")
     for _ in range(3):
         one, times = make(), []
         for topic, record in wanted:
-            before = time.perf_counter_ns()
+            before = time.thread_time_ns()
             one.step(topic, record)
-            times.append(time.perf_counter_ns() - before)
+            times.append(time.thread_time_ns() - before)
         times.sort()
         best = min(best, times[len(times) * 99 // 100] / 1000)
     assert best <= limit_us, source

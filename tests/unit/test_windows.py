@@ -131,7 +131,7 @@ def test_decayed_mean_is_the_weighted_mean_of_events():
 
 def test_decayed_rate_of_a_steady_flow_is_its_rate():
     rate = DecayedRate(half_life_ms=1000.0)
-    got = [rate.push(t, 0.01) for t in range(0, 60_000)]
+    got = [rate.push(t, 0.01) for t in range(60_000)]
     assert got[-1] == pytest.approx(10.0, rel=1e-3)
     assert rate.push(59_000, 0.0) == got[-1]
 

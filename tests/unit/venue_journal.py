@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from orderflow.processor import Emit, Record
 from orderflow.venues.binance.frames import route_of
 from orderflow.venues.binance.normaliser import NormaliserConfig, NormaliserProcessor

@@ -46,6 +46,43 @@ def answers(address: str) -> bool:
         return False
 
 
+def check_bootstrap(bootstrap: str) -> None:
+    """That a broker named by KAFKA_BOOTSTRAP can be reached.
+
+    Raises
+    ------
+    OrderflowError
+        It is not a list of host:port, or nothing answers at any of them.
+    """
+    addresses = [address.strip() for address in bootstrap.split(",") if address.strip()]
+    for address in addresses:
+        host, _, port = address.rpartition(":")
+        if not host or not port.isdecimal() or not 0 < int(port) < 65536:
+            raise OrderflowError(
+                f"KAFKA_BOOTSTRAP is {bootstrap!r}: it must be host:port, several joined by commas, as 127.0.0.1:9092"
+            )
+    if not any(answers(address) for address in addresses):
+        raise OrderflowError(
+            f"KAFKA_BOOTSTRAP is {bootstrap!r}, and nothing answers there: start that broker, or unset it to use the "
+            "embedded one"
+        )
+
+
+async def check_registry(url: str) -> None:
+    """That the registry named by SCHEMA_REGISTRY_URL answers.
+
+    Raises
+    ------
+    OrderflowError
+        It does not.
+    """
+    if not await _registry_answers(url):
+        raise OrderflowError(
+            f"SCHEMA_REGISTRY_URL is {url!r}, and no Schema Registry answers there: start it, or unset it to use the "
+            "embedded one"
+        )
+
+
 async def ensure_kafka(stack: AsyncExitStack, data: Path, bootstrap: str = "") -> str:
     """A broker over `data`: the one that runs, or one started now and stopped with the stack."""
     if bootstrap and answers(bootstrap):

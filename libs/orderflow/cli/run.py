@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import math
 import os
 import signal
 import sys
@@ -71,8 +72,8 @@ def _check(args: argparse.Namespace) -> None:
         raise OrderflowError("--source capture needs --capture FILE")
     if args.source == "live" and args.capture:
         raise OrderflowError("--capture goes with --source capture or sim, not with live")
-    if args.duration is not None and args.duration <= 0:
-        raise OrderflowError(f"--duration is {args.duration:g}: it must be above 0 seconds")
+    if args.duration is not None and not 0 < args.duration < math.inf:
+        raise OrderflowError(f"--duration is {args.duration:g}: it must be a number of seconds above 0")
     if args.exit_at_end and not args.capture:
         raise OrderflowError("--exit-at-end needs --capture FILE: nothing else has an end")
     if args.resume and not args.out:
@@ -116,10 +117,12 @@ class _Run:
         self.first_feature_sec: float | None = None
         self.drained_at = 0.0
         self._last_frames: tuple[float, Any] = (self.begun, None)
-        self.console = Console(highlight=False)
+        # Paths may hold brackets, and a line that goes into a file must not be broken at 80 columns.
+        self.console = Console(highlight=False, markup=False, soft_wrap=True)
 
     async def run(self) -> int:
         self._look_at_source()
+        await self._look_at_backing()
         info = self._folder()
         async with AsyncExitStack() as stack:
             bootstrap, registry_url = await self._backing(stack, info)
@@ -140,7 +143,7 @@ class _Run:
             self._catch_signals()
             await self._start_services(supervisor, bootstrap, registry_url, info)
             await self._watch(supervisor, watcher)
-            await self._drain(supervisor)
+            await self._drain(supervisor, watcher)
             return await self._conclude(log, codecs, info, supervisor)
 
     def _look_at_source(self) -> None:
@@ -162,6 +165,13 @@ class _Run:
         self.symbols = asked or self.capture_symbols or ("BTCUSDT", "ETHUSDT", "SOLUSDT")
         environment["SYMBOLS"] = ",".join(self.symbols)
         self.config = load(environment)
+
+    async def _look_at_backing(self) -> None:
+        """Before anything is written: a start that can't succeed leaves no folder behind."""
+        if given := os.environ.get("KAFKA_BOOTSTRAP"):
+            backing.check_bootstrap(given)
+        if given := os.environ.get("SCHEMA_REGISTRY_URL"):
+            await backing.check_registry(given)
 
     def _folder(self) -> runs.RunInfo:
         if self.args.resume:
@@ -195,11 +205,6 @@ class _Run:
 
     async def _backing(self, stack: AsyncExitStack, info: runs.RunInfo) -> tuple[str, str]:
         given = os.environ.get("KAFKA_BOOTSTRAP")
-        if given and not backing.answers(given.split(",")[0]):
-            raise OrderflowError(
-                f"KAFKA_BOOTSTRAP is {given!r}, and nothing answers there: start that broker, or unset it to use the "
-                "embedded one"
-            )
         outside = given or (None if info.embedded_kafka else _daemon())
         if outside:
             info.bootstrap = outside
@@ -295,9 +300,7 @@ class _Run:
                         )
                     )
                 elif now >= next_line:
-                    self.console.print(
-                        view.plain_line(now - self.begun, supervisor, watcher, self.rates), soft_wrap=True
-                    )
+                    self.console.print(view.plain_line(now - self.begun, supervisor, watcher, self.rates))
                     next_line = now + LINE_SEC
                 if self._over(supervisor, now):
                     return
@@ -311,9 +314,7 @@ class _Run:
 
     def _update(self, supervisor: Supervisor, watcher: view.Watcher, now: float) -> None:
         if watcher.first_feature_at and self.first_feature_sec is None:
-            self.first_feature_sec = watcher.first_feature_at - self.begun
-            if not self.console.is_terminal or self.args.no_view:
-                self.console.print(f"first feature row after {self.first_feature_sec:.1f} s")
+            self._note_first_feature(watcher)
         for name, child in supervisor.children.items():
             count = child.status.get("records_in")
             if count is None:
@@ -322,6 +323,11 @@ class _Run:
             if now - at >= VIEW_SEC:
                 self.rates[name] = max(0.0, (count - before) / (now - at))
                 self._counted[name] = (now, count)
+
+    def _note_first_feature(self, watcher: view.Watcher) -> None:
+        self.first_feature_sec = watcher.first_feature_at - self.begun
+        if not self.console.is_terminal or self.args.no_view:
+            self.console.print(f"first feature row after {self.first_feature_sec:.1f} s")
 
     def _over(self, supervisor: Supervisor, now: float) -> bool:
         if self.args.duration is not None and now - self.begun >= self.args.duration:
@@ -345,7 +351,7 @@ class _Run:
             self._last_frames = (now, frames)
         return now - self._last_frames[0] > QUIET_SEC
 
-    async def _drain(self, supervisor: Supervisor) -> None:
+    async def _drain(self, supervisor: Supervisor, watcher: view.Watcher) -> None:
         """Source first, then each service once it has processed the end, files last."""
         self.console.print(f"draining ({self.stop_reason})")
 
@@ -358,11 +364,25 @@ class _Run:
         asked: set[int] = (
             {supervisor.children["ingestion"].process.pid} if supervisor.children["ingestion"].process else set()
         )
-        for name in ("ingestion", *FEATURES, *FILES):
-            await supervisor.wait_until(self._drained(supervisor, name, asked), f"{name} to drain", positions)
+        looking = asyncio.create_task(self._await_first_feature(watcher))
+        try:
+            for name in ("ingestion", *FEATURES, *FILES):
+                await supervisor.wait_until(self._drained(supervisor, name, asked), f"{name} to drain", positions)
+        finally:
+            looking.cancel()
+            await asyncio.gather(looking, return_exceptions=True)
         self.drained_at = time.time()
         names = ["ingestion", *FEATURES, *FILES]
         await supervisor.stop([*names, *(["simexchange"] if "simexchange" in supervisor.children else [])])
+
+    async def _await_first_feature(self, watcher: view.Watcher) -> None:
+        """A short capture is read before its first row is computed: that still has its time."""
+        while self.first_feature_sec is None:
+            await watcher.look()
+            if watcher.first_feature_at:
+                self._note_first_feature(watcher)
+            else:
+                await asyncio.sleep(0.1)
 
     def _drained(self, supervisor: Supervisor, name: str, asked: set[int]) -> Callable[[], bool]:
         def check() -> bool:
@@ -443,7 +463,7 @@ class _Run:
             if restart["count"]:
                 say(f"  {name} was restarted {restart['count']} times: {', '.join(restart['causes'])}")
         for wrong in content["lake_disagreements"]:
-            say(f"[red]THE LAKE DISAGREES[/red]: {wrong}")
+            say(f"THE LAKE DISAGREES: {wrong}", style="red")
         say(
             f"lake {self.out / 'data' / 'ofi_cvd'}   ({content['lake']['files']} files, {content['lake']['bytes']:,} bytes)"
         )

@@ -68,7 +68,19 @@ def lake_counts(out: Path) -> dict[str, Any]:
     """Rows per kind and symbol, and files, as DuckDB reads them back."""
     connection = connect(out)
     kinds: dict[str, dict[str, int]] = {}
-    for kind in ("prices", "quotes", "book", "ofi", "cvd", "fusion", "events", "signals", "rejects"):
+    for kind in (
+        "prices",
+        "quotes",
+        "book",
+        "ofi",
+        "cvd",
+        "fusion",
+        "events",
+        "signals",
+        "rejects",
+        "marks",
+        "liquidations",
+    ):
         rows = connection.execute(f"SELECT symbol, count(*) FROM {kind} GROUP BY symbol ORDER BY symbol").fetchall()
         kinds[kind] = {str(symbol): int(count) for symbol, count in rows}
     connection.close()

@@ -75,7 +75,7 @@ async def _tap(args: argparse.Namespace) -> int:
                             sys.stdout.flush()
                             return 0
                 sys.stdout.flush()
-                if args.no_follow and all([await reader.position(tp) >= ends[tp] for tp in tps]):
+                if args.no_follow and all([await reader.position(tp) >= ends[tp] for tp in positions]):
                     return 0
         finally:
             await reader.close()
@@ -103,7 +103,7 @@ async def _positions(start: str, reached: Reached, topic: str, tps: list[TP]) ->
         partition, seq = _seq(start)
         tp = TP(reached.prefix + topic, partition)
         return {tp: await bisect_seq(reached, topic, partition, seq)}
-    moment_ns = _moment_ns(start)
+    moment_ns = moment(start, "--from", "earliest, latest, a time as 2026-11-21T08:00:00Z, or seq:PARTITION:NUMBER")
     return {
         tp: await bisect_seq(reached, topic, tp.partition, await _seq_at(reached, tp.partition, moment_ns))
         for tp in tps
@@ -119,16 +119,22 @@ def _seq(text: str) -> tuple[int, int]:
     return int(parts[1]), int(parts[2])
 
 
-def _moment_ns(text: str) -> int:
+def moment(text: str, option: str, allowed: str) -> int:
+    """A time of ISO 8601 in nanoseconds since the epoch; UTC where it names no zone.
+
+    Raises
+    ------
+    OrderflowError
+        It is no time; names the option and what it allows.
+    """
     try:
-        moment = datetime.fromisoformat(text)
+        parsed = datetime.fromisoformat(text)
     except ValueError as error:
-        raise OrderflowError(
-            f"--from is {text!r}: it must be earliest, latest, a time as 2026-11-21T08:00:00Z, or seq:PARTITION:NUMBER"
-        ) from error
-    if moment.tzinfo is None:
-        moment = moment.replace(tzinfo=UTC)
-    return int(moment.timestamp() * 1_000_000) * 1000
+        raise OrderflowError(f"{option} is {text!r}: it must be {allowed}") from error
+    if parsed.tzinfo is None:
+        parsed = parsed.replace(tzinfo=UTC)
+    since = parsed - datetime(1970, 1, 1, tzinfo=UTC)
+    return ((since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds) * 1000
 
 
 async def bisect_seq(reached: Reached, topic: str, partition: int, seq: int) -> int:

@@ -12,7 +12,7 @@ import time
 from typing import Any
 
 from orderflow.cli.common import add_run_argument, reach
-from orderflow.cli.tap import _moment_ns
+from orderflow.cli.tap import moment
 from orderflow.errors import OrderflowError
 from orderflow.topics import DERIVED, JOURNAL
 from orderflow.verify import Span, verify
@@ -34,19 +34,19 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _span(start: str | None, end: str | None) -> Span:
-    from_seq, from_ns = _bound(start, 0)
-    to_seq, to_ns = _bound(end, 1 << 62)
+    from_seq, from_ns = _bound(start, 0, "--from")
+    to_seq, to_ns = _bound(end, 1 << 62, "--to")
     if from_seq > to_seq or from_ns > to_ns:
         raise OrderflowError(f"--from {start} lies behind --to {end}: exchange them")
     return Span(from_seq, to_seq, from_ns, to_ns)
 
 
-def _bound(text: str | None, default: int) -> tuple[int, int]:
+def _bound(text: str | None, default: int, option: str) -> tuple[int, int]:
     if text is None:
         return default, default
     if text.isdecimal():
         return int(text), default
-    return default, _moment_ns(text)
+    return default, moment(text, option, "a seq, or a time as 2026-11-21T08:00:00Z")
 
 
 async def _verify(args: argparse.Namespace, span: Span) -> int:

@@ -135,7 +135,7 @@ def build(
         partitions = shard_partitions(config.ingestion.shard, PARTITIONS)
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    journal = JournalWriter(log, codecs, config.runtime.topic_prefix, partitions)
+    journal = JournalWriter(log, codecs, config.runtime.topic_prefix, partitions, config.ingestion.broker_patience_sec)
     recorder: Recorder
     if config.ingestion.source == "capture":
         if not config.ingestion.capture:

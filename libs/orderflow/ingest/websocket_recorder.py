@@ -37,8 +37,7 @@ NAMES_PER_MESSAGE: Final = 200
 MESSAGE_SPACING_SEC: Final = 0.25
 """Under the limit of ten messages a second that a connection may send."""
 MAX_FRAME_BYTES: Final = 8 << 20
-REQUEST_AGE_MS: Final = 3000
-"""A request for a snapshot or for trades that is older was asked of an earlier recorder, or in a re-run."""
+ANSWERS: Final = {"snapshot": "snapshot_needed", "backfill": "backfill_needed"}
 SERVER_TIME_SEC: Final = 60.0
 STABLE_SEC: Final = 60.0
 ROTATE_SEC: Final = 23 * 3600.0
@@ -77,6 +76,8 @@ class WebsocketRecorder:
         self._had_data: set[str] = set()
         self._lost: dict[tuple[str, str], int] = {}
         self._busy: set[tuple[str, str]] = set()
+        self._answered: dict[tuple[str, str], int] = {}
+        """Per symbol and kind of request: seq of our newest answer; what was asked before it needs none."""
         self._position = -1
         self._last_frame_at = dict.fromkeys(ROUTES, 0.0)
         self.session = ""
@@ -197,7 +198,9 @@ class WebsocketRecorder:
                 symbol = record["symbol"]
                 if symbol is not None and self._newest_quote.get(symbol) is record:
                     del self._newest_quote[symbol]
-                self._journal.append(partition, record, stamp_ms)
+                seq = self._journal.append(partition, record, stamp_ms)
+                if record["kind"] in ANSWERS and symbol is not None:
+                    self._answered[symbol, ANSWERS[record["kind"]]] = seq
             if len(pending) < self._config.queue_frames // 2:
                 self._space.set()
                 self._tell_losses()
@@ -410,9 +413,9 @@ class WebsocketRecorder:
                         event = decode(record.value)
                         if event["event_type"] not in ("snapshot_needed", "backfill_needed"):
                             continue
-                        if time.time() * 1000 - event["recv_ts_ms"] > REQUEST_AGE_MS:
-                            continue
                         key = (event["symbol"], event["event_type"])
+                        if event["seq"] <= self._answered.get(key, 0):
+                            continue
                         if key in self._busy or event["symbol"] not in self._home:
                             continue
                         self._busy.add(key)

@@ -135,16 +135,13 @@ def ensure_jars(lock: Path = LOCK_FILE, fetch: Fetcher | None = None) -> list[Pa
     """
     jars = read_lock(lock)
     folder = jars_dir(lock)
-    if not _unsound(folder, jars):
-        return [folder / jar.filename for jar in jars]
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with _locked(folder.parent / f".{folder.name}.lock"):
-            _repair(folder, jars, fetch or fetch_with_jgo)
+        if _unsound(folder, jars):
+            folder.mkdir(parents=True, exist_ok=True)
+            with _locked(folder.parent / f".{folder.name}.lock"):
+                _repair(folder, jars, fetch or fetch_with_jgo)
     except OSError as error:
-        raise JarsError(
-            f"the cache {folder} can't be written: {error}; set ORDERFLOW_CACHE to another folder"
-        ) from error
+        raise JarsError(f"the cache {folder} can't be used: {error}; set ORDERFLOW_CACHE to another folder") from error
     return [folder / jar.filename for jar in jars]
 
 

@@ -20,6 +20,8 @@ from orderflow.kafka_embedded.storage import HOST, SETTINGS, TMP_DIR, class_path
 logger = logging.getLogger(__name__)
 
 UNSAFE_MEMORY_OPTION_SINCE: Final = 24
+PROC: Final = Path("/proc")
+"""Where it is missing (macOS), `ps` is asked instead."""
 PS_TIMEOUT_SEC: Final = 5.0
 PORTS_LOW: Final = 10_240
 PORTS_SPAN: Final = 16_384
@@ -137,9 +139,9 @@ def _marker(data_dir: Path) -> str:
 def is_broker_of(pid: int, data_dir: Path) -> bool:
     """Whether this process is the broker of this folder: a pid alone may have passed to another program."""
     marker = _marker(data_dir)
-    if sys.platform == "linux":
+    if (PROC / "self").exists():
         try:
-            return os.fsencode(marker) in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+            return os.fsencode(marker) in (PROC / str(pid) / "cmdline").read_bytes().split(b"\0")
         except OSError:
             return False
     try:
@@ -177,12 +179,12 @@ def free_port(avoid: int = 0) -> int:
                 return port
     with socket.socket() as probe:
         probe.bind((HOST, 0))
-        port = probe.getsockname()[1]
-    return port
+        ephemeral: int = probe.getsockname()[1]
+    return ephemeral
 
 
 def _ephemeral_low() -> int:
     try:
-        return int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+        return int((PROC / "sys/net/ipv4/ip_local_port_range").read_text().split()[0])
     except (OSError, ValueError, IndexError):
         return 32_768

@@ -68,6 +68,9 @@ STATIC_SETTINGS: Final[dict[str, str | int]] = {
     # A group is ready at once, and a killed member is missed after a second instead of six.
     "group.initial.rebalance.delay.ms": 0,
     "group.min.session.timeout.ms": 1_000,
+    # After SIGKILL the controller refuses the new process until the session of the old one is over.
+    "broker.session.timeout.ms": 2_000,
+    "broker.heartbeat.interval.ms": 400,
     "offsets.topic.replication.factor": 1,
     "offsets.topic.num.partitions": 4,
     "offsets.topic.segment.bytes": 16 * _MIB,

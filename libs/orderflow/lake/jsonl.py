@@ -82,6 +82,14 @@ class JsonlSink(CutSink):
         self._rows = 0
 
 
+class DiscardSink(JsonlSink):
+    """SIGNAL_SINK=none: follows the ticks, so that a drain ends, and writes nothing."""
+
+    def step(self, topic: str, record: Record) -> bool:
+        """Pass signals by."""
+        return topic == TICKS and super().step(topic, record)
+
+
 def _check(path: Path, data: bytes) -> None:
     if path.read_bytes() != data:
         raise OSError(errno.EIO, "it does not read back as it was written")

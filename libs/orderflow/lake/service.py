@@ -11,7 +11,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
 from orderflow.config import Config, effective_fingerprint, fingerprint
 from orderflow.lake.checkpoint import advance
-from orderflow.lake.jsonl import JsonlSink
+from orderflow.lake.jsonl import DiscardSink, JsonlSink
 from orderflow.lake.parquet import LakeSink
 from orderflow.lake.sink import FileSink
 from orderflow.streaming.codec import Codecs
@@ -33,7 +33,7 @@ class SinkCollector:
         sinks: list[Any] = [task.sink for _, task in sorted(self._runtime.tasks.items())]
         families: list[Any] = []
         for metric, text, value in (
-            ("write_errors", "files that could not be written", self._runtime.write_errors),
+            ("write_errors", "attempts to write a file that failed", sum(sink.write_errors for sink in sinks)),
             ("lake_cuts", "cuts made durable", self._runtime.cuts),
             ("lake_files", "files written", sum(sink.files_written for sink in sinks)),
             ("lake_bytes", "bytes written", sum(sink.bytes_written for sink in sinks)),
@@ -124,8 +124,10 @@ def sinks_build() -> Build:
     """The `sinks` service: signals as JSON Lines."""
     return _runtime_build(
         "sinks",
-        lambda config, partition: JsonlSink(Path(config.runtime.data_dir), partition, config.lake),
+        lambda config, partition: (DiscardSink if config.sinks.signal_sink == "none" else JsonlSink)(
+            Path(config.runtime.data_dir), partition, config.lake
+        ),
         JsonlSink.inputs,
-        lambda config: fingerprint("sinks", config.sinks, config.lake),
+        lambda config: fingerprint("sinks", config.sinks, str(config.lake.max_rows)),
         None,
     )

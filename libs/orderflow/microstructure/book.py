@@ -363,7 +363,9 @@ class LocalBook:
         self._ask_keys = sorted(-price for price in self._asks)
         self._prune()
         for diff in buffer:
-            self._write(diff.bids, diff.asks)
+            # One that ends exactly at the snapshot is in it already: it only continues the chain.
+            if diff.final_id > pending.last_update_id:
+                self._write(diff.bids, diff.asks)
         if self._is_crossed():
             self._drop_levels()
             return "crossed"

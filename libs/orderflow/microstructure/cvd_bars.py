@@ -12,6 +12,9 @@ from orderflow.microstructure.windows import LN2
 
 _SIZING_MS: Final = 60_000
 """Event time that must have been seen before the first bucket is sized."""
+_AMIHUD_UNIT: Final = 10**40
+"""|return| / notional is kept in whole parts of 1e-40 per quote unit: far below any market's, and exact to sum."""
+_RATIO_UNIT: Final = _AMIHUD_UNIT * LOT * LOT
 
 
 class VpinState(msgspec.Struct):
@@ -135,7 +138,7 @@ class ImpactState(msgspec.Struct):
     before: PackedInt | None = None
     flows: list[PackedInt] = []
     changes: list[PackedInt] = []
-    ratios: list[float] = []
+    ratios: list[PackedInt] = []
     head: int = 0
     kyle_lambda: float | None = None
     amihud: float | None = None
@@ -147,7 +150,7 @@ class Impact:
     Lambda is the slope of ordinary least squares, with intercept, of a bar's price change (last price less the last
     price of the bar before) on its signed volume (A. Kyle, Econometrica 53(6), 1985). Amihud is the mean of
     |return| / notional (Y. Amihud, J. Financial Markets 5(1), 2002). Both change when a bar closes, which is when a
-    trade of a later bar comes. Lambda's sums are of integers, so it is exact.
+    trade of a later bar comes. All sums are of integers, so nothing drifts.
     """
 
     def __init__(self, bars: int, min_bars: int, bar_ms: int, state: ImpactState | None = None) -> None:
@@ -158,15 +161,15 @@ class Impact:
         self._before = None if state.before is None else int(state.before)
         self._flows = [int(value) for value in state.flows]
         self._changes = [int(value) for value in state.changes]
-        self._ratios = state.ratios
+        self._ratios = [int(value) for value in state.ratios]
         self._head = state.head
         self.kyle_lambda, self.amihud = state.kyle_lambda, state.amihud
-        self._sum_x, self._sum_y = sum(self._flows), sum(self._changes)
+        self._sum_x, self._sum_y, self._sum_ratios = sum(self._flows), sum(self._changes), sum(self._ratios)
         self._sum_xx = sum(x * x for x in self._flows)
         self._sum_xy = sum(x * y for x, y in zip(self._flows, self._changes, strict=True))
 
     def push(self, now_ms: int, price_lots: int, signed: int, notional: int) -> None:
-        """Take a trade at `now_ms`, which must not go back; `signed` is 0 for one without a side."""
+        """Take a trade at `now_ms`, which must not go back; price and notional above 0; `signed` 0 without a side."""
         bar = now_ms // self._bar_ms
         if bar != self._bar:
             if self._bar is not None:
@@ -182,7 +185,7 @@ class Impact:
         if before is None:
             return
         change, flow = self._close - before, self._net
-        ratio = abs(change) / before / (self._notional / (LOT * LOT)) if before and self._notional else 0.0
+        ratio = abs(change) * _RATIO_UNIT // (before * self._notional)
         if len(self._flows) < self._bars:
             self._flows.append(flow)
             self._changes.append(change)
@@ -194,12 +197,14 @@ class Impact:
             self._sum_y -= y
             self._sum_xx -= x * x
             self._sum_xy -= x * y
+            self._sum_ratios -= self._ratios[head]
             self._flows[head], self._changes[head], self._ratios[head] = flow, change, ratio
             self._head = (head + 1) % self._bars
         self._sum_x += flow
         self._sum_y += change
         self._sum_xx += flow * flow
         self._sum_xy += flow * change
+        self._sum_ratios += ratio
         self._estimate()
 
     def _estimate(self) -> None:
@@ -208,7 +213,7 @@ class Impact:
             return
         spread = count * self._sum_xx - self._sum_x * self._sum_x
         self.kyle_lambda = (count * self._sum_xy - self._sum_x * self._sum_y) / spread if spread else None
-        self.amihud = math.fsum(self._ratios) / count
+        self.amihud = self._sum_ratios / (count * _AMIHUD_UNIT)
 
     def state(self) -> ImpactState:
         """Serialisable copy."""
@@ -220,7 +225,7 @@ class Impact:
             None if self._before is None else pack_int(self._before),
             list(pack_ints(self._flows)),
             list(pack_ints(self._changes)),
-            self._ratios,
+            list(pack_ints(self._ratios)),
             self._head,
             self.kyle_lambda,
             self.amihud,

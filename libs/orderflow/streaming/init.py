@@ -19,6 +19,9 @@ logger = logging.getLogger(__name__)
 
 WAIT_SEC: Final = 60.0
 POLL_SEC: Final = 0.2
+MAX_MESSAGE_BYTES: Final = 8 << 20
+STATE_BYTES: Final = 64 << 20
+"""Of snapshots kept per partition of state."""
 
 
 async def _admin(bootstrap: str) -> AIOKafkaAdminClient:
@@ -39,6 +42,19 @@ async def _admin(bootstrap: str) -> AIOKafkaAdminClient:
             await asyncio.sleep(POLL_SEC)
 
 
+def topic_settings(topic: Topic) -> dict[str, str]:
+    """Settings of a topic at the broker."""
+    settings = {"cleanup.policy": "delete", "max.message.bytes": str(MAX_MESSAGE_BYTES)}
+    if topic.schema is None:
+        # State is bounded by size, not by age: however long a service is away, its newest snapshot stays.
+        return settings | {
+            "retention.ms": "-1",
+            "retention.bytes": str(STATE_BYTES),
+            "segment.bytes": str(STATE_BYTES // 4),
+        }
+    return settings | {"retention.ms": str(topic.retention_ms)}
+
+
 async def create_topics(bootstrap: str, prefix: str, topics: Sequence[Topic] = TOPICS, replication: int = 1) -> int:
     """Create what is missing; returns how many topics were made.
 
@@ -54,7 +70,7 @@ async def create_topics(bootstrap: str, prefix: str, topics: Sequence[Topic] = T
                 prefix + topic.name,
                 num_partitions=topic.partitions,
                 replication_factor=replication,
-                topic_configs={"retention.ms": str(topic.retention_ms), "cleanup.policy": "delete"},
+                topic_configs=topic_settings(topic),
             )
             for topic in topics
         ]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRebalanceListener
@@ -23,16 +23,20 @@ from aiokafka.errors import (
 from aiokafka.structs import OffsetAndMetadata, TopicPartition
 
 from orderflow.errors import LogError
-from orderflow.streaming.log import TP, Batch, Headers, LogRecord
+from orderflow.streaming.log import TP, Batch, LogRecord
 
 logger = logging.getLogger(__name__)
 
-MAX_BATCH_BYTES: Final = 1 << 20
+MAX_BATCH_BYTES: Final = 512 << 10
 MAX_REQUEST_BYTES: Final = 8 << 20
 REQUEST_TIMEOUT_MS: Final = 30_000
 CONNECT_PATIENCE_SEC: Final = 30.0
-GROUP_SESSION_MS: Final = 6_000
+GROUP_SESSION_MS: Final = 10_000
 GROUP_HEARTBEAT_MS: Final = 300
+COMMIT_SEC: Final = 10.0
+CLOSE_SEC: Final = 5.0
+PARTITION_FETCH_BYTES: Final = 256 << 10
+"""What is fetched ahead of a partition at most: the lake reads 120 of them within its memory limit."""
 
 
 _NO_HEADERS: Final[list[tuple[str, bytes]]] = []
@@ -100,7 +104,7 @@ class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]
         self._pause = pause
 
     async def on_partitions_revoked(self, revoked: Any) -> None:
-        self._on_change(frozenset())
+        """Nothing: what comes next says what is owned, and an overlap of two owners is harmless."""
 
     async def on_partitions_assigned(self, assigned: Any) -> None:
         self._pause(assigned)
@@ -123,14 +127,29 @@ class KafkaMembership:
             session_timeout_ms=GROUP_SESSION_MS,
             heartbeat_interval_ms=GROUP_HEARTBEAT_MS,
             request_timeout_ms=REQUEST_TIMEOUT_MS,
-            fetch_max_wait_ms=1000,
+            # Nothing is ever fetched here, which the client would take for a hung user, and leave the group for good.
+            max_poll_interval_ms=2**31 - 1,
         )
+        self._watch: asyncio.Task[None] | None = None
+        self.failure: LogError | None = None
 
     async def start(self) -> None:
         self._consumer.subscribe(
             self._topics, listener=_Listener(self._note, lambda assigned: self._consumer.pause(*assigned))
         )
         await _start(self._consumer)
+        self._watch = asyncio.create_task(self._watch_errors())
+
+    async def _watch_errors(self) -> None:
+        """Errors of the group reach only those who poll; without this a refused member would idle for good."""
+        while True:
+            await asyncio.sleep(1.0)
+            try:
+                await self._consumer.getmany(timeout_ms=0)
+            except KafkaError as error:
+                self.failure = LogError(f"the consumer group refused this member: {error!r}")
+                self.changed.set()
+                return
 
     def _note(self, partitions: frozenset[int]) -> None:
         self.assigned = partitions
@@ -138,20 +157,24 @@ class KafkaMembership:
 
     async def commit(self, offsets: Mapping[TP, int]) -> bool:
         try:
-            await self._consumer.commit(
-                {TopicPartition(*tp): OffsetAndMetadata(offset, "") for tp, offset in offsets.items()}
-            )
+            async with asyncio.timeout(COMMIT_SEC):
+                await self._consumer.commit(
+                    {TopicPartition(*tp): OffsetAndMetadata(offset, "") for tp, offset in offsets.items()}
+                )
         except (CommitFailedError, IllegalStateError) as error:
             # A rebalance is under way. The newest snapshot, not the group's offset, says where to go on.
             logger.info("offsets not committed, a rebalance is under way: %s", error)
             return False
-        except KafkaError as error:
+        except (KafkaError, TimeoutError) as error:
             logger.warning("offsets not committed: %r", error)
             return False
         return True
 
     async def close(self) -> None:
-        await self._consumer.stop()
+        if self._watch is not None:
+            self._watch.cancel()
+            await asyncio.gather(self._watch, return_exceptions=True)
+        await _bounded(self._consumer.stop(), "group member")
 
 
 async def _start(client: Any) -> None:
@@ -237,8 +260,8 @@ class KafkaLog:
             check_crcs=False,
             fetch_max_wait_ms=250,
             fetch_min_bytes=1,
-            fetch_max_bytes=16 << 20,
-            max_partition_fetch_bytes=MAX_BATCH_BYTES,
+            fetch_max_bytes=8 << 20,
+            max_partition_fetch_bytes=PARTITION_FETCH_BYTES,
             request_timeout_ms=REQUEST_TIMEOUT_MS,
         )
         await _start(consumer)
@@ -254,9 +277,18 @@ class KafkaLog:
 
     async def close(self) -> None:
         if self._producer is not None:
-            await self._producer.stop()
+            await _bounded(self._producer.stop(), "producer")
         if self._admin is not None:
-            await self._admin.stop()
+            await _bounded(self._admin.stop(), "client")
+
+
+async def _bounded(stopping: Coroutine[Any, Any, None], what: str) -> None:
+    """Stop a client, but not for ever: without a broker the client's own stop never returns."""
+    try:
+        async with asyncio.timeout(CLOSE_SEC):
+            await stopping
+    except TimeoutError:
+        logger.warning("%s did not stop within %g s", what, CLOSE_SEC)
 
 
 def _delivery(native: asyncio.Future[Any], tp: TP) -> asyncio.Future[int]:

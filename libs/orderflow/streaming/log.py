@@ -88,6 +88,11 @@ class Membership(Protocol):
         ...
 
     @property
+    def failure(self) -> LogError | None:
+        """Why membership is over for good; None while it lasts."""
+        ...
+
+    @property
     def changed(self) -> asyncio.Event:
         """Set whenever `assigned` has changed; the user clears it."""
         ...

@@ -102,6 +102,7 @@ class MemoryMembership:
         self._group = group
         self.assigned: frozenset[int] = frozenset()
         self.changed = asyncio.Event()
+        self.failure: LogError | None = None
 
     def assign(self, partitions: frozenset[int]) -> None:
         if partitions != self.assigned:

@@ -7,7 +7,9 @@ over by a hole in the offsets of its own writes, reads the hole, and stops at a 
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -19,13 +21,14 @@ from orderflow.processor import Record
 from orderflow.streaming.codec import Codecs
 from orderflow.streaming.journal import EPOCH_HEADER, OPEN_KIND, JournalView, epoch_of
 from orderflow.streaming.log import TP, Log, LogRecord, read_ranges
-from orderflow.streaming.writer import Writer
+from orderflow.streaming.writer import PATIENCE_SEC, Writer
 from orderflow.topics import JOURNAL
 
 logger = logging.getLogger(__name__)
 
-TAIL_RECORDS: Final = 2000
+TAIL_RECORDS: Final = 20_000
 OPEN_ATTEMPTS: Final = 8
+OPEN_JITTER_SEC: Final = 0.2
 
 
 class _TickSession(msgspec.Struct):
@@ -49,7 +52,14 @@ class Tail:
 class JournalWriter:
     """Appends numbered records to its partitions under one epoch."""
 
-    def __init__(self, log: Log, codecs: Codecs, prefix: str, partitions: Sequence[int]) -> None:
+    def __init__(
+        self,
+        log: Log,
+        codecs: Codecs,
+        prefix: str,
+        partitions: Sequence[int],
+        patience_sec: float = PATIENCE_SEC,
+    ) -> None:
         self._log = log
         self._encode = codecs.encoder(JOURNAL)
         self._decode = codecs.decoder(JOURNAL)
@@ -57,7 +67,7 @@ class JournalWriter:
         self._tps = {partition: TP(prefix + JOURNAL, partition) for partition in partitions}
         self._next_offset: dict[TP, int] = {}
         self._holes: list[tuple[TP, int, int]] = []
-        self.writer = Writer(log, on_delivery=self._delivered)
+        self.writer = Writer(log, patience_sec=patience_sec, on_delivery=self._delivered)
         self.epoch = 0
         self.seq = dict.fromkeys(partitions, 0)
         self.records = 0
@@ -85,6 +95,7 @@ class JournalWriter:
             logger.warning(
                 "another recorder opened the journal with epoch %d at the same time; trying again", self.epoch
             )
+            await asyncio.sleep(random.uniform(0.0, OPEN_JITTER_SEC))
         raise LogError(
             f"the journal could not be opened in {OPEN_ATTEMPTS} attempts: other recorders keep opening it; "
             "stop all but one"
@@ -191,6 +202,9 @@ class JournalWriter:
             await self._inspect_holes()
 
     def _delivered(self, tp: TP, base: int, count: int) -> None:
+        if base < 0:  # stored, but where is not known: the next delivery can't be judged
+            self._next_offset.pop(tp, None)
+            return
         expected = self._next_offset.get(tp, base)
         if base != expected:
             self._holes.append((tp, expected, base))

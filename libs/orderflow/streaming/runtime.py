@@ -18,7 +18,7 @@ from typing import Any, Final, Protocol
 from orderflow.errors import LogError, OrderflowError
 from orderflow.processor import Processor, Record
 from orderflow.streaming.codec import Codecs, peek
-from orderflow.streaming.journal import JournalView, session_of
+from orderflow.streaming.journal import JournalView, epoch_of, session_of
 from orderflow.streaming.log import TP, Log, LogRecord, Membership, Reader, read_ranges
 from orderflow.streaming.merge import Input, Merger
 from orderflow.streaming.snapshots import (
@@ -42,6 +42,8 @@ CODE_VERSION: Final = "1"
 TAIL_RECORDS: Final = 1000
 """Records read back to find an output's tail; where they are all markers, four times as many, and so on."""
 NOTHING: Final = (-1, -1)
+STOP_SEC: Final = 6.0
+"""What is left of the ten seconds of a stop for the last snapshot."""
 CONTROL_KINDS: Final = frozenset({"config", "end"})
 
 
@@ -115,6 +117,8 @@ class PartitionBase:
         self.session = ""
         self.ended = False
         self.end_seq = -1
+        self.epoch = 0
+        """Epoch of the newest journal record processed; the view's own may be ahead of it."""
         self.clock_ts_ns = 0
         self.row_filter: frozenset[int] | None = None
         """Where set: enum indices of the third field that are wanted of `market.rows`; others only keep their place."""
@@ -171,7 +175,7 @@ class PartitionBase:
             each.last_sub = each.taken_sub = position.sub
             each.progress = position.progress
             if position.topic == JOURNAL and self.view is not None:
-                self.view.epoch = commit.epoch
+                self.view.epoch = self.epoch = commit.epoch
                 self.view.last_seq = position.seq if position.seq >= 0 else None
         self.session = commit.session
         self.ended = commit.ended
@@ -209,7 +213,7 @@ class PartitionBase:
             code_version=CODE_VERSION,
             fingerprint=fingerprint,
             clock_ts_ns=self.clock_ts_ns,
-            epoch=self.view.epoch if self.view is not None else 0,
+            epoch=self.epoch,
         )
 
 
@@ -235,6 +239,8 @@ class ProcessorTask(PartitionBase):
         self.tails = dict.fromkeys(self.processor.outputs, NOTHING)
         self.last_out = dict.fromkeys(self.processor.outputs, NOTHING)
         self.marked = -1
+        self.scanned_to: dict[str, int] = {}
+        """Per output: below this offset nothing newer than the snapshot's own tail can stand."""
         self._keys: dict[str, bytes] = {}
         self._control = TICKS if TICKS in self.processor.inputs else JOURNAL
         self._stamp_ms = 0
@@ -268,6 +274,8 @@ class ProcessorTask(PartitionBase):
             value = record.value
             assert value is not None
             decoded = decoders[topic](value)
+            if topic == JOURNAL:
+                self.epoch = epoch_of(record)
             if topic == control:
                 if decoded["kind"] in CONTROL_KINDS or self.ended:
                     if self.note_control(decoded):
@@ -306,7 +314,11 @@ class ProcessorTask(PartitionBase):
 
         Not the log's own tail: a re-run may still be behind that.
         """
-        return [OutputTail(topic, *self.last_out[topic]) for topic in sorted(self.last_out)]
+        ends = self.writer.next_offset
+        return [
+            OutputTail(topic, *self.last_out[topic], ends.get(self.outputs[topic], self.scanned_to.get(topic, 0)))
+            for topic in sorted(self.last_out)
+        ]
 
     def restore(self, restored: Restored) -> None:
         self.restore_inputs(restored.commit)
@@ -317,6 +329,7 @@ class ProcessorTask(PartitionBase):
                 # What was emitted for the last seq before the snapshot counts on: its next record has the next sub.
                 self.last_out[tail.topic] = (tail.seq, tail.sub)
                 self.tails[tail.topic] = max(self.tails[tail.topic], (tail.seq, tail.sub))
+                self.scanned_to[tail.topic] = tail.end_offset
 
 
 @dataclass(slots=True)
@@ -395,6 +408,8 @@ class ServiceRuntime:
         next_snapshot = time.monotonic() + self.options.snapshot_sec
         try:
             while not self._stopping.is_set():
+                if self._membership.failure is not None:
+                    raise self._membership.failure
                 if self._membership.changed.is_set():
                     await self._reassign()
                 if self._reader is None:
@@ -407,7 +422,13 @@ class ServiceRuntime:
                 if busy:
                     await asyncio.sleep(0)
             if self._reader is not None:
-                await self.snapshot(sorted(self.tasks))
+                async with asyncio.timeout(STOP_SEC):
+                    await self.snapshot(sorted(self.tasks))
+        except TimeoutError as error:
+            raise LogError(
+                f"{self.spec.name}: the last snapshot was not acknowledged within {STOP_SEC:g} s of the stop; nothing is "
+                "lost: the next start goes on from the one before"
+            ) from error
         finally:
             self.ready = False
             if self._reader is not None:
@@ -500,7 +521,7 @@ class ServiceRuntime:
         started = time.monotonic()
         state_tps = {partition: TP(self.physical(self.spec.state_topic), partition) for partition in partitions}
         snapshots = await load_newest(self.log, state_tps.values())
-        tails = await self._read_tails(partitions)
+        tails = await self._read_tails(partitions, {p: snapshots[tp] for p, tp in state_tps.items()})
         begins = await self.log.begin_offsets(
             TP(self.physical(topic), partition) for topic in self.spec.inputs for partition in partitions
         )
@@ -512,7 +533,7 @@ class ServiceRuntime:
                 task.tails[topic] = tail
             restored = snapshots[state_tps[partition]]
             if restored is not None and check_fingerprint(
-                restored.commit, self.spec.fingerprint, state_tps[partition], rebuild=self.options.rebuild
+                restored.commit, self.spec.fingerprint, CODE_VERSION, state_tps[partition], rebuild=self.options.rebuild
             ):
                 self._check_retained(restored, begins, partition)
                 self.restore_task(task, restored)
@@ -530,8 +551,17 @@ class ServiceRuntime:
                     "passed it; set STATE_REBUILD=true to begin a new lineage, or replay from the lake"
                 )
 
-    async def _read_tails(self, partitions: Sequence[int]) -> dict[int, dict[str, tuple[int, int]]]:
-        """The newest (seq, sub) of each output, read from its own end."""
+    async def _read_tails(
+        self, partitions: Sequence[int], snapshots: Mapping[int, Restored | None]
+    ) -> dict[int, dict[str, tuple[int, int]]]:
+        """The newest (seq, sub) of each output, read from its own end back to where the snapshot saw it.
+
+        Raises
+        ------
+        LogError
+            An output ends before its place in the snapshot: it was made anew or has lost records, and going on would
+            leave a hole that nobody sees.
+        """
         tps = {
             TP(self.physical(topic), partition): (topic, partition)
             for topic in self.spec.outputs
@@ -543,6 +573,16 @@ class ServiceRuntime:
         begins = await self.log.begin_offsets(tps)
         ends = await self.log.end_offsets(tps)
         windows = dict.fromkeys(tps, TAIL_RECORDS)
+        for tp, (topic, partition) in tps.items():
+            for tail in _tails_of(snapshots.get(partition)):
+                if tail.topic == topic:
+                    if ends[tp] < tail.end_offset:
+                        raise LogError(
+                            f"{tp.topic}[{tp.partition}] ends at offset {ends[tp]}, and the newest snapshot of "
+                            f"{self.spec.name} saw it end at {tail.end_offset}: the topic was made anew or lost records; "
+                            "restore it, or set another TOPIC_PREFIX"
+                        )
+                    begins[tp] = max(begins[tp], tail.end_offset)
         while windows:
             starts = {tp: max(begins[tp], ends[tp] - window) for tp, window in windows.items()}
             records = await read_ranges(self.log, {tp: (start, ends[tp]) for tp, start in starts.items()})
@@ -632,6 +672,10 @@ class ProcessorRuntime(ServiceRuntime):
         await self.commit_offsets(positions)
         self.stats.snapshots += 1
         self.stats.last_snapshot_at = time.time()
+
+
+def _tails_of(snapshot: Restored | None) -> Sequence[OutputTail]:
+    return snapshot.commit.outputs if snapshot is not None else ()
 
 
 def _progress_of(record: LogRecord) -> int:

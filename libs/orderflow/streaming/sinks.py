@@ -13,8 +13,9 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from orderflow.errors import OrderflowError
-from orderflow.lake.sink import CutResult, FileSink
+from orderflow.lake.sink import FileSink
 from orderflow.streaming.codec import Codecs
+from orderflow.streaming.journal import epoch_of
 from orderflow.streaming.log import Log
 from orderflow.streaming.runtime import (
     CONTROL_KINDS,
@@ -89,6 +90,8 @@ class SinkTask(PartitionBase):
                 return index
             due = sink.step(topic, decoded)
             done[topic] = (seq, sub)
+            if topic == JOURNAL:
+                self.epoch = epoch_of(record)
             if topic == TICKS:
                 self.clock_ts_ns = decoded["clock_ts_ns"]
                 if control or self.ended:

@@ -38,6 +38,8 @@ class OutputTail(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     topic: str
     seq: int
     sub: int
+    end_offset: int = 0
+    """Offset behind it when the snapshot was made: what came later is all that a recovery must look at."""
 
 
 class Commit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -119,7 +121,7 @@ async def load_newest(log: Log, tps: Iterable[TP]) -> dict[TP, Restored | None]:
     return found
 
 
-def check_fingerprint(commit: Commit, fingerprint: str, tp: TP, *, rebuild: bool) -> bool:
+def check_fingerprint(commit: Commit, fingerprint: str, code_version: str, tp: TP, *, rebuild: bool) -> bool:
     """Whether a snapshot may be used; False: start anew.
 
     Raises
@@ -127,10 +129,16 @@ def check_fingerprint(commit: Commit, fingerprint: str, tp: TP, *, rebuild: bool
     LogError
         It was made under other settings, and no rebuild was asked for.
     """
-    if commit.fingerprint == fingerprint:
+    if commit.fingerprint == fingerprint and commit.code_version == code_version:
         return True
     if rebuild:
         return False
+    if commit.code_version != code_version:
+        raise LogError(
+            f"{tp.topic}[{tp.partition}]: the newest snapshot was made by version {commit.code_version} of the code, and "
+            f"this is {code_version}: run that one, choose another TOPIC_PREFIX, or set STATE_REBUILD=true to compute "
+            "the state anew from the oldest retained input"
+        )
     raise LogError(
         f"{tp.topic}[{tp.partition}]: the newest snapshot was made under the settings {commit.fingerprint[:12]}, and "
         f"these are {fingerprint[:12]}: restore the old settings, choose another TOPIC_PREFIX, or set "

@@ -1,16 +1,35 @@
-"""Batches by hand: appends are synchronous and cheap, `ship` hands over what has gathered, `flush` waits for it."""
+"""Batches by hand: appends are synchronous and cheap; one batch a partition is under way at a time.
+
+One at a time because the client's sequence numbers can't save more: were the first of two batches refused, the second
+could be stored without it, a hole that no restart would see. What gathers meanwhile makes the next batch.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+import time
 from collections.abc import Callable
 from typing import Final
 
-from orderflow.streaming.log import TP, Batch, Headers, Log
+from orderflow.errors import LogError
+from orderflow.streaming.log import TP, Batch, Log
 
-MAX_OUTSTANDING: Final = 256
-"""Batches handed over and not yet acknowledged; beyond that `ship` waits for the oldest."""
+MAX_BATCHES: Final = 64
+"""Batches not yet acknowledged, under way or gathering, beyond which `ship` waits."""
+PATIENCE_SEC: Final = 120.0
+"""How long a batch may go unacknowledged before the writer gives the broker up."""
+WATCH_SEC: Final = 1.0
+
+
+class _Lane:
+    """The batches of one partition: those that gather, and whether one is under way."""
+
+    __slots__ = ("open", "since", "task")
+
+    def __init__(self) -> None:
+        self.open: list[Batch] = []
+        self.task: asyncio.Task[None] | None = None
+        self.since = 0.0
 
 
 class Writer:
@@ -20,72 +39,133 @@ class Writer:
         self,
         log: Log,
         *,
-        max_outstanding: int = MAX_OUTSTANDING,
+        max_batches: int = MAX_BATCHES,
+        patience_sec: float = PATIENCE_SEC,
         on_delivery: Callable[[TP, int, int], None] | None = None,
     ) -> None:
-        """`on_delivery(tp, base_offset, count)` is called for each acknowledged batch, in order per partition."""
+        """`on_delivery(tp, base_offset, count)` is called for each acknowledged batch, in order per partition.
+
+        `base_offset` is negative where the broker did not say.
+        """
         self._log = log
-        self._open: dict[TP, list[Batch]] = {}
-        self._outstanding: deque[tuple[asyncio.Future[int], TP, int]] = deque()
-        self._max_outstanding = max_outstanding
+        self._lanes: dict[TP, _Lane] = {}
+        self._ready: list[TP] = []
+        self._max_batches = max_batches
+        self._patience_sec = patience_sec
         self._on_delivery = on_delivery
+        self._failure: LogError | None = None
+        self._moved = asyncio.Event()
+        self._batches = 0
         self.records_sent = 0
         self.batches_sent = 0
+        self.next_offset: dict[TP, int] = {}
+        """Offset behind the newest acknowledged batch of each partition written."""
 
     def append(
-        self, tp: TP, key: bytes, value: bytes | None, timestamp_ms: int, headers: list[tuple[str, bytes]] | None = None
+        self,
+        tp: TP,
+        key: bytes,
+        value: bytes | None,
+        timestamp_ms: int,
+        headers: list[tuple[str, bytes]] | None = None,
     ) -> None:
         """Add a record to the open batch of its partition."""
-        batches = self._open.get(tp)
-        if batches is None:
-            batches = self._open[tp] = [self._log.batch()]
+        lane = self._lanes.get(tp)
+        if lane is None:
+            lane = self._lanes[tp] = _Lane()
+        batches = lane.open
+        if not batches:
+            batches.append(self._log.batch())
+            self._batches += 1
+            self._ready.append(tp)
         if not batches[-1].append(key, value, timestamp_ms, headers):
             batches.append(self._log.batch())
+            self._batches += 1
             if not batches[-1].append(key, value, timestamp_ms, headers):
                 raise ValueError(f"{tp.topic}[{tp.partition}]: a record of {len(value or b'')} bytes fits no batch")
 
     @property
     def outstanding(self) -> int:
-        return len(self._outstanding)
+        """Batches not yet acknowledged."""
+        return self._batches
 
     async def ship(self) -> None:
-        """Hand over everything gathered; wait only where too much is unacknowledged.
+        """Send what has gathered wherever nothing is under way; wait only where too much is unacknowledged.
 
         Raises
         ------
         LogError
-            A batch was not acknowledged: nothing that follows may be sent.
+            A batch was refused, or not acknowledged within the patience: nothing that follows may be sent.
         """
-        self._reap()
-        if self._open:
-            opened, self._open = self._open, {}
-            for tp, batches in opened.items():
-                for batch in batches:
-                    delivery = await self._log.send(batch, tp)
-                    self._outstanding.append((delivery, tp, len(batch)))
-                    self.records_sent += len(batch)
-                    self.batches_sent += 1
-        while len(self._outstanding) > self._max_outstanding:
-            await self._outstanding[0][0]
-            self._reap()
+        self._start_ready()
+        self._check()
+        while self._batches > self._max_batches:
+            await self._wait()
 
-    async def flush(self) -> None:
-        """Ship, then wait until everything is durable.
+    async def flush(self, deadline_sec: float | None = None) -> None:
+        """Send, then wait until everything is durable.
 
         Raises
         ------
         LogError
-            A batch was not acknowledged.
+            As `ship`, or `deadline_sec` has passed.
         """
-        await self.ship()
-        while self._outstanding:
-            await self._outstanding[0][0]
-            self._reap()
+        until = None if deadline_sec is None else time.monotonic() + deadline_sec
+        self._start_ready()
+        self._check()
+        while self._batches:
+            if until is not None and time.monotonic() > until:
+                raise LogError(f"{self._batches} batches were not acknowledged within {deadline_sec:g} s: broker away?")
+            await self._wait()
 
-    def _reap(self) -> None:
-        outstanding = self._outstanding
-        while outstanding and outstanding[0][0].done():
-            delivery, tp, count = outstanding.popleft()
-            base = delivery.result()
-            if self._on_delivery is not None:
-                self._on_delivery(tp, base, count)
+    async def _wait(self) -> None:
+        self._moved.clear()
+        try:
+            async with asyncio.timeout(WATCH_SEC):
+                await self._moved.wait()
+        except TimeoutError:
+            pass
+        self._check()
+
+    def _start_ready(self) -> None:
+        ready, self._ready = self._ready, []
+        for tp in ready:
+            lane = self._lanes[tp]
+            if lane.task is None and lane.open:
+                self._start(tp, lane)
+
+    def _start(self, tp: TP, lane: _Lane) -> None:
+        lane.since = time.monotonic()
+        # A task of its own: whoever waits here may be cancelled, a batch on its way may not.
+        lane.task = asyncio.get_running_loop().create_task(self._deliver(tp, lane, lane.open.pop(0)))
+
+    async def _deliver(self, tp: TP, lane: _Lane, batch: Batch) -> None:
+        try:
+            base = await (await self._log.send(batch, tp))
+        except LogError as error:
+            self._failure = self._failure or error
+            self._moved.set()
+            return
+        self._batches -= 1
+        self.records_sent += len(batch)
+        self.batches_sent += 1
+        if base >= 0:
+            self.next_offset[tp] = base + len(batch)
+        if self._on_delivery is not None:
+            self._on_delivery(tp, base, len(batch))
+        lane.task = None
+        if lane.open and self._failure is None:
+            self._start(tp, lane)
+        self._moved.set()
+
+    def _check(self) -> None:
+        if self._failure is not None:
+            raise self._failure
+        if not self._batches:
+            return
+        oldest = min((lane.since for lane in self._lanes.values() if lane.task is not None), default=None)
+        if oldest is not None and time.monotonic() - oldest > self._patience_sec:
+            raise LogError(
+                f"the broker has acknowledged nothing for {self._patience_sec:g} s: look at it; this process ends and "
+                "goes on where it stood once restarted"
+            )

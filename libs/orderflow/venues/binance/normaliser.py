@@ -1168,14 +1168,14 @@ def _undecodable(record: Record, symbol: str | None, src: str | None, error: Exc
 
 
 def _reason_of(error: Exception, src: str | None) -> str:
-    """The code of a decoding error. msgspec says where it is at the end: ... - at `$.data.b[...][0]`."""
+    """The code of a decoding error. msgspec says where it is at the end: ... - at `$.data.b[7][0]`."""
     if not isinstance(error, msgspec.ValidationError):
         return "bad_json"
     text = str(error)
     if "missing required field" in text or "got `null`" in text:
         return "missing_field"
     path = text.rpartition("`$")[2].rstrip("`")
-    if "[...]" in path and src in ("depth", "snapshot"):
+    if "[" in path and src in ("depth", "snapshot"):
         return "bad_level"
     return _FIELD_REASONS.get((src or "", path.rpartition(".")[2]), "bad_field")
 

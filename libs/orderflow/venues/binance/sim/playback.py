@@ -33,7 +33,10 @@ SNAPSHOT_LEVELS: Final = 1000
 _BATCH_FRAMES: Final = 64
 _INFERENCE_FRAMES: Final = 300
 """Frames a symbol from which its increments are inferred, beside its recorded snapshots."""
-_PARTIAL_DEPTH: Final = ("depth5", "depth10", "depth20")
+_EARLY_MOST: Final = 10_000
+"""Diffs kept while a book waits for its snapshot; those of a thousand seconds, which no snapshot is late by."""
+_EARLY_FRAME_SEC: Final = 0.001
+"""A frame may leave this much before its time: timers are no finer."""
 
 
 class PlaybackConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -113,9 +116,8 @@ class RecordedBook:
         if self.whole:
             self._apply(levels)
         else:
-            # One snapshot every few hundred diffs is usual; what is older than that can't be bracketed any more.
             self._early.append(levels)
-            del self._early[:-10_000]
+            del self._early[:-_EARLY_MOST]
 
     def snapshot(self, body: bytes) -> None:
         """Begin anew from a recorded snapshot."""
@@ -310,11 +312,11 @@ class CaptureSource:
         return Frame("market" if conn == "market" else "public", stream, frame)
 
     async def _play_snapshot(self, hub: Hub, frame: bytes) -> None:
-        symbol = rest_symbol(frame)
-        if symbol not in self._books:
+        symbol = rest_symbol(frame) or ""
+        book = self._books.get(symbol)
+        if book is None:
             self.counts.other_symbols += 1
             return
-        book = self._books[symbol]
         body = rest_body(frame)
         if book.whole and not self._held[symbol]:
             self.counts.unneeded_snapshots += 1
@@ -390,8 +392,8 @@ class _Pace:
         """Seconds until the frame is due; 0 where it is already, or flat out."""
         if self._speed is None:
             return 0.0
-        due = self._begun + (rx_ns - self._first_rx_ns) / 1e9 / self._speed
-        return max(0.0, due - time.monotonic())
+        left = self._begun + (rx_ns - self._first_rx_ns) / 1e9 / self._speed - time.monotonic()
+        return left if left > _EARLY_FRAME_SEC else 0.0
 
     def shift(self, seconds: float) -> None:
         """Playback has stood still for so long."""
@@ -432,28 +434,35 @@ def _infer(path: Path, symbols: list[str]) -> dict[str, Instrument]:
     """Increments from the recorded snapshots and the first frames of each symbol."""
     seen: dict[str, tuple[set[str], set[str]]] = {symbol: (set(), set()) for symbol in symbols}
     left = dict.fromkeys(symbols, _INFERENCE_FRAMES)
-    for number, price, qty in _levels(path, left):
+    for symbol, price, qty in _levels(path, left):
         if price.replace(".", "", 1).isdecimal() and qty.replace(".", "", 1).isdecimal():
-            seen[number][0].add(price)
-            seen[number][1].add(qty)
+            seen[symbol][0].add(price)
+            seen[symbol][1].add(qty)
     return {symbol: infer_instrument(symbol, *seen[symbol]) for symbol in symbols}
 
 
+def _checked_snapshot(path: Path, frame: bytes) -> _Snapshot:
+    try:
+        return _decode_snapshot(frame)
+    except msgspec.DecodeError as error:
+        raise CaptureError(
+            f"{path}: the recorded snapshot {frame[:60]!r} ... is none ({error}): it must hold lastUpdateId, bids, asks"
+        ) from error
+
+
 def _levels(path: Path, left: dict[str, int]) -> Iterator[tuple[str, str, str]]:
-    """(symbol, price, qty) of snapshots, and of diffs and trades while `left` of the symbol lasts."""
+    """(symbol, price, qty) of every recorded snapshot, and of diffs while `left` of their symbol lasts."""
     for _, conn, frame in frames(path):
         if conn == "rest":
             symbol = rest_symbol(frame) or ""
             if symbol in left:
-                taken = _decode_snapshot(frame)
+                taken = _checked_snapshot(path, frame)
                 yield from ((symbol, price, qty) for price, qty in (*taken.bids, *taken.asks))
             continue
         stream = (stream_of(frame) or b"").decode("utf-8", "replace")
         symbol, _, kind = stream.partition("@")
         symbol = symbol.upper()
         if left.get(symbol, 0) <= 0 or kind != "depth@100ms":
-            if not any(left.values()):
-                return
             continue
         left[symbol] -= 1
         try:
@@ -461,8 +470,3 @@ def _levels(path: Path, left: dict[str, int]) -> Iterator[tuple[str, str, str]]:
         except msgspec.DecodeError:
             continue
         yield from ((symbol, price, qty) for price, qty in (*levels.b, *levels.a))
-
-
-def capture_error(error: Exception) -> CaptureError | None:
-    """The error itself where it is one that a user is meant to read."""
-    return error if isinstance(error, CaptureError) else None

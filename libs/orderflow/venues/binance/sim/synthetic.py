@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence
 from typing import Any, Final
 
 from orderflow.venues.binance.sim.history import TradeHistory
 from orderflow.venues.binance.sim.hub import Frame, Hub, Route
 from orderflow.venues.binance.sim.instruments import Instrument
-from orderflow.venues.binance.sim.market import MarketFrame, SyntheticMarket
+from orderflow.venues.binance.sim.market import DEFAULT_SYMBOLS, MarketFrame, SyntheticConfig, SyntheticMarket
 
 PACE_SEC: Final = 0.005
 """A frame leaves at most this long after its E, and then some for the scheduler."""
 STEP_MOST_MS: Final = 200
 """Market time of one batch: after a pause of the process the sockets must be served while it catches up."""
 HISTORY_MS: Final = 60_000
-"""The market lives this long before the exchange opens, so that there are trades to ask for."""
+HISTORY_QUOTES: Final = 20_000
+"""The market lives so long, or for so many quotes, before the exchange opens: there are trades to ask for at once."""
 
 
 class SyntheticSource:
@@ -25,17 +27,40 @@ class SyntheticSource:
     name = "synthetic"
     done = False
 
-    def __init__(self, market: SyntheticMarket, *, seed: int, speed: float = 1.0, history_ms: int = HISTORY_MS) -> None:
-        """`market` stands at the time at which the history begins; the exchange opens `history_ms` later."""
+    def __init__(
+        self,
+        seed: int,
+        symbols: Sequence[str] = DEFAULT_SYMBOLS,
+        *,
+        config: SyntheticConfig | None = None,
+        speed: float = 1.0,
+        start_ms: int | None = None,
+    ) -> None:
+        """
+        Parameters
+        ----------
+        speed : simulated seconds a second.
+        start_ms : simulated time at which the exchange opens; the wall clock's if left out.
+
+        Raises
+        ------
+        ConfigError
+            `symbols` are none, or hold what is no symbol.
+        """
+        config = config or SyntheticConfig()
+        quotes_per_ms = config.activity * max(1, len(symbols)) / 1_000
+        history_ms = int(min(HISTORY_MS, HISTORY_QUOTES / quotes_per_ms))
+        opens_ms = _now_ms() if start_ms is None else start_ms
         self.trades = TradeHistory()
-        self._market = market
+        self._market = SyntheticMarket(seed, symbols, start_ms=opens_ms - history_ms, config=config)
         self._seed = seed
         self._speed = speed
+        self._start_ms = start_ms
         self._frames = 0
         self._lag_most_ms = 0
         self._routes: dict[str, Route] = {}
-        self._instruments = {spec.symbol: spec.instrument() for spec in market.specs}
-        self._remember(market.advance(market.now_ms + history_ms))
+        self._instruments = {spec.symbol: spec.instrument() for spec in self._market.specs}
+        self._remember(self._market.advance(opens_ms))
 
     @property
     def instruments(self) -> dict[str, Instrument]:
@@ -49,8 +74,9 @@ class SyntheticSource:
 
     async def run(self, hub: Hub) -> None:
         """Publish what is due, every few milliseconds. A socket that does not keep up is cut, as by the exchange."""
-        begun_ms = self._market.now_ms
+        begun_ms = _now_ms() if self._start_ms is None else self._start_ms
         begun = time.monotonic()
+        self._remember(self._market.advance(begun_ms))
         while True:
             due_ms = begun_ms + int((time.monotonic() - begun) * 1_000 * self._speed)
             now_ms = self._market.now_ms
@@ -90,6 +116,10 @@ class SyntheticSource:
         for stream, payload, _ in frames:
             if stream.endswith("@aggTrade"):
                 self.trades.add(stream.partition("@")[0].upper(), payload)
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000
 
 
 def _route_of(stream: str) -> Route:
