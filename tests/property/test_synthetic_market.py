@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from orderflow.errors import ConfigError
 from orderflow.venues.binance.sim.market import (
     AGG_LAG_MOST_MS,

@@ -9,7 +9,6 @@ import time
 from pathlib import Path
 
 import pytest
-
 from orderflow.capture import CaptureWriter, frames, rest_body, rest_symbol, scan, stream_of
 from orderflow.errors import CaptureError
 

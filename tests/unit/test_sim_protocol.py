@@ -6,7 +6,6 @@ import json
 from typing import Any
 
 import pytest
-
 from orderflow.venues.binance.sim.history import TradeHistory
 from orderflow.venues.binance.sim.hub import text_frame, unwrapped
 from orderflow.venues.binance.sim.instruments import Instrument, exchange_info, infer_instrument

@@ -24,7 +24,7 @@ from orderflow.config import Config, effective_fingerprint, load
 from orderflow.errors import CaptureError, OrderflowError
 from orderflow.registry.client import RegistryClient
 from orderflow.streaming.codec import Codecs
-from orderflow.streaming.init import codecs_for, create_topics
+from orderflow.streaming.init import check_prefix, codecs_for, create_topics
 from orderflow.streaming.kafka_log import KafkaLog
 from orderflow.topics import DERIVED, JOURNAL
 
@@ -168,6 +168,7 @@ class _Run:
 
     async def _look_at_backing(self) -> None:
         """Before anything is written: a start that can't succeed leaves no folder behind."""
+        check_prefix(os.environ.get("TOPIC_PREFIX", ""))
         if given := os.environ.get("KAFKA_BOOTSTRAP"):
             backing.check_bootstrap(given)
         if given := os.environ.get("SCHEMA_REGISTRY_URL"):
@@ -175,7 +176,11 @@ class _Run:
 
     def _folder(self) -> runs.RunInfo:
         if self.args.resume:
-            return runs.load(self.out)
+            info = runs.load(self.out)
+            self._check_same_settings(info)
+            return info
+        if self.out.exists() and not self.out.is_dir():
+            raise OrderflowError(f"--out {self.out} is a file: name a folder")
         if self.out.exists() and any(self.out.iterdir()):
             raise OrderflowError(f"{self.out} is not empty: choose another --out, or go on with it by --resume")
         try:
@@ -193,6 +198,16 @@ class _Run:
             embedded_registry=False,
             environment=self._result_environment(),
         )
+
+    def _check_same_settings(self, info: runs.RunInfo) -> None:
+        """A run keeps the settings it began with: half of it under others would be no one's results."""
+        for name, value in self._result_environment().items():
+            if info.environment.get(name, "") != value:
+                before = repr(info.environment[name]) if name in info.environment else "not set"
+                raise OrderflowError(
+                    f"{name} is {value!r}, and was {before} when the run in {self.out} began: set it as it was, or "
+                    "start another run"
+                )
 
     def _result_environment(self) -> dict[str, str]:
         """The settings of the environment that results depend on, so that `verify` computes with the same."""
@@ -360,10 +375,7 @@ class _Run:
                 (name, child.status.get("records_in"), child.restarts) for name, child in supervisor.children.items()
             ]
 
-        supervisor.signal("ingestion", signal.SIGUSR1)
-        asked: set[int] = (
-            {supervisor.children["ingestion"].process.pid} if supervisor.children["ingestion"].process else set()
-        )
+        asked: set[int] = set()
         looking = asyncio.create_task(self._await_first_feature(watcher))
         try:
             for name in ("ingestion", *FEATURES, *FILES):
@@ -387,7 +399,7 @@ class _Run:
     def _drained(self, supervisor: Supervisor, name: str, asked: set[int]) -> Callable[[], bool]:
         def check() -> bool:
             ingestion = supervisor.children["ingestion"]
-            # A recorder that was restarted while draining has not heard that it should.
+            # Only a recorder whose page answers takes the signal; one that was restarted has not heard it yet.
             if (
                 ingestion.running
                 and ingestion.process is not None

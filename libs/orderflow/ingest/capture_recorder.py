@@ -76,7 +76,7 @@ class CaptureRecorder:
         begun: tuple[float, int] | None = None
         gathered = 0
         stamp_ms = int(time.time() * 1000)
-        position, newest_rx = -1, 0
+        places, newest_rx = dict(resume), 0
         append = self._journal.append
         for partition, record in source.records():
             place = (record["source_position"], record["ordinal"])
@@ -100,23 +100,33 @@ class CaptureRecorder:
                         break
                 self.behind_sec = max(0.0, now - due)
             append(partition, record, stamp_ms)
-            position, newest_rx = record["source_position"], max(newest_rx, rx_ns)
+            places[partition] = place
+            newest_rx = max(newest_rx, rx_ns)
             gathered += 1
             if gathered >= SHIP_RECORDS:
                 await self._journal.ship()
                 await asyncio.sleep(0)
                 gathered = 0
                 stamp_ms = int(time.time() * 1000)
-        if self._ending and not self._stopping:
-            self._end_early(tails, position, newest_rx)
+        else:
+            return  # wholly read: the file's own `end` is in the journal
+        if not self._stopping:
+            self._end_early(tails, places, newest_rx)
 
     def _halted(self) -> bool:
         return self._stopping or self._ending
 
-    def _end_early(self, tails: dict[int, Tail], position: int, newest_rx: int) -> None:
-        """A drain before the file's end: `end` on every partition that has not ended."""
-        now_ns = newest_rx or max((tail.clock_ts_ns for tail in tails.values()), default=0)
-        for partition, record in ending(range(PARTITIONS), now_ns, position, "drained"):
+    def _end_early(self, tails: dict[int, Tail], places: dict[int, tuple[int, int]], newest_rx: int) -> None:
+        """A drain before the file's end: `end` on every partition that has not ended already.
+
+        It takes the place of its partition's newest record, so that a recorder that resumes goes on right behind it.
+        """
+        now_ns = max(newest_rx, *(tail.clock_ts_ns for tail in tails.values()))
+        for partition, record in ending(range(PARTITIONS), now_ns, -1, "drained"):
+            tail = tails[partition]
+            if tail.kind == "end" and self._journal.seq[partition] == tail.seq:
+                continue
+            record["source_position"], record["ordinal"] = places.get(partition, (-1, 0))
             self._journal.append(partition, record, int(time.time() * 1000))
 
     def status(self) -> dict[str, Any]:
@@ -145,7 +155,7 @@ def _check_tail(tail: Tail, partition: int, record: Record) -> None:
     LogError
         They are not: the journal was written from something else under the same session id.
     """
-    if tail.kind != record["kind"]:
+    if tail.kind not in (record["kind"], "end"):  # an `end` that a drain put there has the place of the one before it
         raise LogError(
             f"journal partition {partition} ends with a {tail.kind} at frame {tail.source_position}, and the capture has a "
             f"{record['kind']} there: the journal is not this capture's; choose another TOPIC_PREFIX"

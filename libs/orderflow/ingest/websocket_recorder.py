@@ -13,6 +13,7 @@ import random
 import secrets
 import time
 from collections import deque
+from collections.abc import Sequence
 from typing import Any, Final
 
 import msgspec
@@ -39,6 +40,7 @@ MESSAGE_SPACING_SEC: Final = 0.25
 MAX_FRAME_BYTES: Final = 8 << 20
 ANSWERS: Final = {"snapshot": "snapshot_needed", "backfill": "backfill_needed"}
 SERVER_TIME_SEC: Final = 60.0
+WATCH_SEC: Final = 0.5
 STABLE_SEC: Final = 60.0
 ROTATE_SEC: Final = 23 * 3600.0
 OVERLAP_SEC: Final = 30.0
@@ -49,6 +51,15 @@ DROP_FACTOR: Final = 2
 def backoff_sec(attempt: int, first_sec: float, most_sec: float, draw: float) -> float:
     """Exponential backoff with full jitter: uniform over (0, min(most, first * 2^attempt)]; `draw` in [0, 1)."""
     return (1.0 - draw) * min(most_sec, first_sec * 2.0 ** min(attempt, 30))
+
+
+async def cancel_all(tasks: Sequence[asyncio.Task[Any]]) -> None:
+    """Cancel until all have ended: a single cancellation can be lost where it meets a completed wait."""
+    pending = {task for task in tasks if not task.done()}
+    while pending:
+        for task in pending:
+            task.cancel()
+        _, pending = await asyncio.wait(pending, timeout=1.0)
 
 
 class WebsocketRecorder:
@@ -125,9 +136,7 @@ class WebsocketRecorder:
             for task in done - {over}:
                 task.result()
         finally:
-            for task in [*tasks, over]:
-                task.cancel()
-            await asyncio.gather(*tasks, over, return_exceptions=True)
+            await cancel_all([*tasks, over])
             await self._rest.close()
         if self._ending and not self._stopping:
             for partition, record in ending(sorted(self._journal.seq), time.time_ns(), self._position, "drained"):
@@ -288,6 +297,8 @@ class WebsocketRecorder:
     def _went_down(self, route: str) -> None:
         if self._routes[route] == "up":
             self._routes[route] = "down"
+            if self._over.is_set():
+                return  # closed by us: what comes next is `end`, or the gap of a restart
             payload = msgspec.json.encode({"reason": "disconnected", "route": route, "streams": list(ROUTES[route])})
             for partition in sorted(self._book.partitions):
                 self._put(partition, journal_record("gap", time.time_ns(), route=route, payload=payload))
@@ -305,13 +316,23 @@ class WebsocketRecorder:
             close_timeout=2,
             compression=None,
         ) as socket:
-            reader = asyncio.create_task(self._read(route, socket))
+            tasks = [
+                asyncio.create_task(self._read(route, socket)),
+                asyncio.create_task(self._watch_silence(route)),
+                asyncio.create_task(self._subscribe(route, socket)),
+            ]
             try:
-                await self._subscribe(route, socket)
-                await reader
+                await self._until_one_fails(tasks)
             finally:
-                reader.cancel()
-                await asyncio.gather(reader, return_exceptions=True)
+                await cancel_all(tasks)
+
+    async def _until_one_fails(self, tasks: list[asyncio.Task[None]]) -> None:
+        """Until a task raises, or the last one has ended; a subscription that is made ends early and well."""
+        pending = set(tasks)
+        while pending:
+            done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
 
     async def _subscribe(self, route: str, socket: ClientConnection) -> None:
         names = [f"{symbol.lower()}@{stream}" for stream in ROUTES[route] for symbol in self._symbols]
@@ -322,29 +343,31 @@ class WebsocketRecorder:
             await asyncio.sleep(MESSAGE_SPACING_SEC)
 
     async def _read(self, route: str, socket: ClientConnection) -> None:
-        """Frames until the socket ends, or is silent too long: an acknowledged subscription proves nothing.
+        """Frames, until the socket ends."""
+        while True:
+            frame = await socket.recv(decode=False)
+            if frame.startswith((b'{"result"', b'{"error"', b'{"id"')):
+                self._reply(route, frame)
+                continue
+            self._routes[route] = "up"
+            await self._take(route, frame)
+
+    async def _watch_silence(self, route: str) -> None:
+        """An acknowledged subscription proves nothing: end a connection on which no data comes.
 
         Raises
         ------
         TimeoutError
-            Nothing came for as long as the watchdog allows.
+            Nothing came for as long as is allowed, before the first data or after.
         """
         opened = time.monotonic()
-        patience = self._config.first_data_sec
         while True:
-            try:
-                frame = await asyncio.wait_for(socket.recv(decode=False), patience)
-            except TimeoutError:
-                raise TimeoutError(
-                    f"no frame for {patience:g} s on a connection {time.monotonic() - opened:.0f} s old"
-                ) from None
-            if frame.startswith((b'{"result"', b'{"error"', b'{"id"')):
-                self._reply(route, frame)
-                continue
-            if self._routes[route] == "down":
-                self._routes[route] = "up"
-                patience = self._config.silence_sec
-            await self._take(route, frame)
+            await asyncio.sleep(WATCH_SEC)
+            last = self._last_frame_at[route]
+            limit = self._config.silence_sec if last > opened else self._config.first_data_sec
+            silent = time.monotonic() - max(last, opened)
+            if silent > limit:
+                raise TimeoutError(f"no data for {silent:.0f} s, allowed are {limit:g} s")
 
     def _reply(self, route: str, frame: bytes) -> None:
         try:

@@ -28,7 +28,7 @@ START_ATTEMPTS: Final = 3
 POLL_SEC: Final = 0.02
 PROBE_SEC: Final = 2.0
 LAST_WORDS_LINES: Final = 15
-LAST_WORDS_BYTES: Final = 16_384
+LAST_WORDS_BYTES: Final = 65_536
 _PORT_LOST: Final = "Address already in use"
 
 
@@ -243,12 +243,12 @@ class EmbeddedKafka:
         )
 
     def _last_words(self, log_start: int) -> str:
-        """The end of what this very start wrote to the log."""
+        """The end of what this very start wrote to the log, without Java's stack frames, which would crowd out causes."""
         with self.log_path.open("rb") as file:
             end = file.seek(0, os.SEEK_END)
             file.seek(max(log_start, end - LAST_WORDS_BYTES))
             lines = file.read().decode(errors="replace").splitlines()
-        return "\n".join(lines[-LAST_WORDS_LINES:])
+        return "\n".join([line for line in lines if not line.startswith("\tat ")][-LAST_WORDS_LINES:])
 
 
 def _indented(text: str) -> str:

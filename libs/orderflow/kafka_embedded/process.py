@@ -101,6 +101,7 @@ def _spawn(command: list[str], cwd: Path, log: Path, lock: int) -> subprocess.Po
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
+            env={**os.environ, "LC_ALL": "C.UTF-8"},  # in the C locale Java can't take a path with an umlaut
             pass_fds=(lock,),
             start_new_session=True,  # Ctrl-C at the terminal is for the starter, which stops the broker last
         )

@@ -16,6 +16,7 @@ import fastavro
 from orderflow.errors import LogError
 from orderflow.paths import SCHEMAS
 from orderflow.processor import Record
+from orderflow.streaming.avro_compiled import CompiledDecoder, CompiledEncoder, flat_fields
 
 PREFIX_BYTES: Final = 5
 
@@ -29,9 +30,12 @@ class Encoder:
     """Writes values of one schema under one registry id."""
 
     def __init__(self, text: str, schema_id: int) -> None:
-        self._schema = fastavro.parse_schema(json.loads(text))
+        schema = json.loads(text)
+        fields = flat_fields(schema)
+        self._schema = fastavro.parse_schema(schema)
         self._prefix = struct.pack(">bI", 0, schema_id)
         self._buffer = BytesIO()
+        self._compiled = CompiledEncoder(fields, self._prefix) if fields else None
 
     def __call__(self, record: Record) -> bytes:
         """Encode.
@@ -41,6 +45,10 @@ class Encoder:
         ValueError, TypeError
             A field is missing or of the wrong type: a defect of the writer.
         """
+        if self._compiled is not None:
+            encoded = self._compiled(record)
+            if encoded is not None:
+                return encoded
         buffer = self._buffer
         buffer.seek(0)
         buffer.truncate()
@@ -53,8 +61,11 @@ class Decoder:
     """Reads values of one reader schema, whatever compatible schema wrote them."""
 
     def __init__(self, text: str, own_id: int, writer_texts: Mapping[int, str] | None = None) -> None:
-        self._schema = fastavro.parse_schema(json.loads(text))
+        schema = json.loads(text)
+        fields = flat_fields(schema)
+        self._schema = fastavro.parse_schema(schema)
         self._prefix = struct.pack(">bI", 0, own_id)
+        self._compiled = CompiledDecoder(fields, PREFIX_BYTES) if fields else None
         self._writers: dict[bytes, Any] = {}
         for schema_id, writer in (writer_texts or {}).items():
             self.add_writer(schema_id, writer)
@@ -76,16 +87,28 @@ class Decoder:
         LogError
             The value is not in the wire format, or its schema id is not known (see `knows`).
         """
-        buffer = BytesIO(value)
-        prefix = buffer.read(PREFIX_BYTES)
-        if prefix == self._prefix:
-            record: Record = fastavro.schemaless_reader(buffer, self._schema, None)
+        if value.startswith(self._prefix):
+            compiled = self._compiled
+            if compiled is not None:
+                quick = compiled(value)
+                if quick is not None:
+                    return quick
+            record: Record = fastavro.schemaless_reader(_body(value), self._schema, None)
+            if compiled is not None:
+                compiled.learn(record)
             return record
+        prefix = value[:PREFIX_BYTES]
         writer = self._writers.get(prefix)
         if writer is None:
             raise LogError(f"value with unknown schema prefix {prefix.hex()}: not Avro in Confluent wire format?")
-        resolved: Record = fastavro.schemaless_reader(buffer, writer, self._schema)
+        resolved: Record = fastavro.schemaless_reader(_body(value), writer, self._schema)
         return resolved
+
+
+def _body(value: bytes) -> BytesIO:
+    buffer = BytesIO(value)
+    buffer.seek(PREFIX_BYTES)
+    return buffer
 
 
 def schema_id(value: bytes) -> int:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from collections.abc import Iterable, Sequence
-from typing import Final
+from typing import Any, Final
 
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.errors import KafkaConnectionError, KafkaError, TopicAlreadyExistsError
 
-from orderflow.errors import LogError
+from orderflow.errors import ConfigError, LogError
 from orderflow.registry.client import RegistryClient
 from orderflow.streaming.codec import Codecs, schema_text
 from orderflow.topics import BY_NAME, TOPICS, Topic
@@ -22,6 +23,25 @@ POLL_SEC: Final = 0.2
 MAX_MESSAGE_BYTES: Final = 8 << 20
 STATE_BYTES: Final = 64 << 20
 """Of snapshots kept per partition of state."""
+TOPIC_EXISTS: Final = 36
+"""Kafka's error code of a topic that somebody else has made meanwhile."""
+LONGEST_PREFIX: Final = 200
+"""Kafka takes names of up to 249 characters, and a group's name is the prefix and a little more."""
+
+
+def check_prefix(prefix: str) -> None:
+    """That Kafka takes topic names which begin so.
+
+    Raises
+    ------
+    ConfigError
+        It does not; names the prefix and what is allowed.
+    """
+    if not re.fullmatch(rf"[A-Za-z0-9._-]{{0,{LONGEST_PREFIX}}}", prefix):
+        raise ConfigError(
+            f"TOPIC_PREFIX is {prefix!r}: it must be at most {LONGEST_PREFIX} letters, digits, dots, underscores and "
+            "hyphens, as in desk1."
+        )
 
 
 async def _admin(bootstrap: str) -> AIOKafkaAdminClient:
@@ -60,9 +80,12 @@ async def create_topics(bootstrap: str, prefix: str, topics: Sequence[Topic] = T
 
     Raises
     ------
+    ConfigError
+        Kafka does not take names with this prefix.
     LogError
         The broker refuses, or a topic exists with another number of partitions.
     """
+    check_prefix(prefix)
     admin = await _admin(bootstrap)
     try:
         wanted = [
@@ -78,7 +101,7 @@ async def create_topics(bootstrap: str, prefix: str, topics: Sequence[Topic] = T
         missing = [topic for topic in wanted if topic.name not in existing]
         if missing:
             try:
-                await admin.create_topics(missing)
+                _check_created(await admin.create_topics(missing), bootstrap)
             except TopicAlreadyExistsError:
                 logger.info("another initialiser made the topics at the same time")
             except KafkaError as error:
@@ -87,6 +110,14 @@ async def create_topics(bootstrap: str, prefix: str, topics: Sequence[Topic] = T
         return len(missing)
     finally:
         await admin.close()
+
+
+def _check_created(response: Any, bootstrap: str) -> None:
+    """The broker answers for each topic by itself; without this its reason would be lost."""
+    for name, code, *reason in response.topic_errors:
+        if code not in (0, TOPIC_EXISTS):
+            why = next((text for text in reason if text), f"Kafka's error {code}")
+            raise LogError(f"topic {name} can't be created at {bootstrap}: {why}; choose another TOPIC_PREFIX")
 
 
 async def _check(admin: AIOKafkaAdminClient, partitions: dict[str, int]) -> None:

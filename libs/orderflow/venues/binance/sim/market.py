@@ -10,7 +10,9 @@ normal, turbulent; volatility switches along). A latent push, -1, 0 or +1, which
 taker side and the queues at the touch. It is there at any predictability, so that the flow looks the same.
 
 **Predictability** p links the two: a jump goes up with probability 0.5 + 0.5 p x, where x is the push as it stood
-`lead_ms` earlier. So flow shows first what prices then do: not at all at 0, as far as it can at 1.
+`lead_ms` earlier. So flow shows first what prices then do: not at all at 0, as far as it can at 1. Measured over two
+hours of BTCUSDT at the defaults, the change of CVD over 5 s against the sign of the mid's next 5 s has an AUC of 0.49 at
+0, 0.54 at 0.2, 0.58 at 0.3, 0.65 at 0.5, 0.79 at 1 (standard error 0.015).
 
 **Book.** Integer ticks and lots. A market order takes from the best queue but leaves something of it (prices move by
 jumps alone); a jump is a market order that sweeps the levels in its way. Every change has an update id; ids grow over

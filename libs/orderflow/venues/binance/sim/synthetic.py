@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Sequence
 from typing import Any, Final
@@ -12,10 +13,13 @@ from orderflow.venues.binance.sim.hub import Frame, Hub, Route
 from orderflow.venues.binance.sim.instruments import Instrument
 from orderflow.venues.binance.sim.market import DEFAULT_SYMBOLS, MarketFrame, SyntheticConfig, SyntheticMarket
 
+logger = logging.getLogger(__name__)
+
 PACE_SEC: Final = 0.005
 """A frame leaves at most this long after its E, and then some for the scheduler."""
 STEP_MOST_MS: Final = 200
 """Market time of one batch: after a pause of the process the sockets must be served while it catches up."""
+LAG_WARNED_MS: Final = 2_000
 HISTORY_MS: Final = 60_000
 HISTORY_QUOTES: Final = 20_000
 """The market lives so long, or for so many quotes, before the exchange opens: there are trades to ask for at once."""
@@ -57,6 +61,7 @@ class SyntheticSource:
         self._speed = speed
         self._start_ms = start_ms
         self._frames = 0
+        self._lag_ms = 0
         self._lag_most_ms = 0
         self._routes: dict[str, Route] = {}
         self._instruments = {spec.symbol: spec.instrument() for spec in self._market.specs}
@@ -80,13 +85,19 @@ class SyntheticSource:
         while True:
             due_ms = begun_ms + int((time.monotonic() - begun) * 1_000 * self._speed)
             now_ms = self._market.now_ms
-            self._lag_most_ms = max(self._lag_most_ms, due_ms - now_ms)
+            self._note_lag(due_ms - now_ms)
             frames = self._market.advance(min(due_ms, now_ms + STEP_MOST_MS))
             self._frames += len(frames)
             hub.publish(self._routed(frames))
             self._remember(frames)
             hub.cut_slow()
             await asyncio.sleep(PACE_SEC if due_ms - now_ms <= STEP_MOST_MS else 0)
+
+    def _note_lag(self, lag_ms: int) -> None:
+        if lag_ms > LAG_WARNED_MS >= self._lag_most_ms:
+            logger.warning("the synthetic market is %d ms behind: lower the activity or the number of symbols", lag_ms)
+        self._lag_ms = lag_ms
+        self._lag_most_ms = max(self._lag_most_ms, lag_ms)
 
     def status(self) -> dict[str, Any]:
         config = self._market.config
@@ -99,6 +110,7 @@ class SyntheticSource:
             "lead_ms": config.lead_ms,
             "horizon_ms": config.horizon_ms,
             "frames": self._frames,
+            "lag_ms": self._lag_ms,
             "lag_most_ms": self._lag_most_ms,
         }
 
