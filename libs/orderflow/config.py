@@ -228,7 +228,8 @@ def _allowed(message: str) -> str:
             section_type = type(getattr(Config(), part))
             for info in msgspec.structs.fields(section_type):
                 if info.name == key and section == part:
-                    return f"; allowed: {', '.join(map(str, getattr(info.type, '__args__', ())))}"
+                    choice = info.type.__origin__ if hasattr(info.type, "__metadata__") else info.type
+                    return f"; allowed: {', '.join(map(str, getattr(choice, '__args__', ())))}"
     return ""
 
 

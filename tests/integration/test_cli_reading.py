@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from run_helpers import ALTS, Run, command, refused, shared_run, topics_of
+from run_helpers import ALTS, Run, call, refused, shared_run, topics_of
 
 pytestmark = [pytest.mark.kafka, pytest.mark.capture]
 
@@ -22,7 +22,7 @@ def run(kafka_bootstrap: str, captures: Path, tmp_path_factory: pytest.TempPathF
 
 
 def tap(run: Run, *arguments: str) -> list[dict[str, Any]]:
-    done = command(run.bootstrap, "tap", *arguments, "--run", str(run.out), timeout_sec=60)
+    done = call(run.bootstrap, "tap", *arguments, "--run", str(run.out))
     assert done.code == 0, done.stderr
     return [json.loads(line) for line in done.stdout.splitlines()]
 
@@ -88,31 +88,33 @@ def test_tap_shows_frames_as_the_exchange_sent_them(run: Run) -> None:
     ],
 )
 def test_tap_refuses_bad_arguments(run: Run, arguments: tuple[str, ...], words: tuple[str, ...]) -> None:
-    refused(command(run.bootstrap, "tap", *arguments, "--run", str(run.out), timeout_sec=30), *words)
+    refused(call(run.bootstrap, "tap", *arguments, "--run", str(run.out)), *words)
 
 
 def test_reading_commands_name_a_run_that_is_not_there(run: Run, tmp_path: Path) -> None:
     for arguments in (("tap", "signals"), ("topics",)):
-        refused(command(run.bootstrap, *arguments, "--run", str(tmp_path)), str(tmp_path), "holds no run", "--run DIR")
+        refused(call(run.bootstrap, *arguments, "--run", str(tmp_path)), str(tmp_path), "holds no run", "--run DIR")
     missing = tmp_path / "missing"
-    refused(command(run.bootstrap, "lake", "sql", "SELECT 1", "--run", str(missing)), str(missing), "not a folder")
+    refused(call(run.bootstrap, "lake", "sql", "SELECT 1", "--run", str(missing)), str(missing), "not a folder")
 
 
 def test_a_prefix_without_topics_is_named(run: Run) -> None:
     for arguments in (("tap", "signals", "--no-follow"), ("topics",), ("verify",)):
-        done = command(run.bootstrap, *arguments, "--run", str(run.out), "--prefix", "nobody.", timeout_sec=60)
-        refused(done, "nobody.")
+        done = call(run.bootstrap, *arguments, "--run", str(run.out), "--prefix", "nobody.")
+        refused(done, "no topic 'nobody.", "prefix 'nobody.'")
+    done = call(run.bootstrap, "verify", "--run", str(run.out), "--against", "nobody.")
+    refused(done, "no topic 'nobody.market.ticks'")
 
 
 def test_topics_lists_every_topic_with_its_records_and_lag(run: Run) -> None:
-    done = command(run.bootstrap, "topics", "--run", str(run.out), "--json")
+    done = call(run.bootstrap, "topics", "--run", str(run.out), "--json")
     assert done.code == 0, done.stderr
     rows = {row["topic"]: row for row in json.loads(done.stdout)}
     assert rows["signals"]["records"] >= run.summary["topics"]["signals"]  # markers count too
     assert rows["signals"]["partitions"] == 12
     assert rows["market.journal"]["lag"] == {"normaliser": 0, "lake": 0}
     assert all(lag == 0 for row in rows.values() for lag in row["lag"].values())
-    table = command(run.bootstrap, "topics", "--run", str(run.out))
+    table = call(run.bootstrap, "topics", "--run", str(run.out))
     assert table.code == 0
     assert [line.split()[0] for line in table.stdout.splitlines()[2:]] == list(rows)
 
@@ -121,15 +123,15 @@ def test_lake_sql_answers_in_every_format(run: Run) -> None:
     sql = "SELECT symbol, count(*) AS trades FROM prices GROUP BY symbol ORDER BY symbol"
     expected = {"AKROUSDT": 8, "CTKUSDT": 38, "KEEPUSDT": 5, "SUSHIUSDT": 40}
     ask = ("lake", "sql", sql, "--run", str(run.out), "--format")
-    as_json = json.loads(command(run.bootstrap, *ask, "json").stdout)
+    as_json = json.loads(call(run.bootstrap, *ask, "json").stdout)
     assert {row["symbol"]: row["trades"] for row in as_json} == expected
-    as_csv = csv.DictReader(io.StringIO(command(run.bootstrap, *ask, "csv").stdout))
+    as_csv = csv.DictReader(io.StringIO(call(run.bootstrap, *ask, "csv").stdout))
     assert {row["symbol"]: int(row["trades"]) for row in as_csv} == expected
-    table = command(run.bootstrap, *ask, "table").stdout.splitlines()
+    table = call(run.bootstrap, *ask, "table").stdout.splitlines()
     assert [line.split() for line in table[2:-1]] == [[symbol, str(count)] for symbol, count in expected.items()]
     assert table[-1] == "(4 rows)"
 
 
 @pytest.mark.parametrize("sql", ["SELEC 1", "SELECT * FROM nowhere", "SELECT nothing FROM ofi", "DROP VIEW ofi; SELEC"])
 def test_lake_sql_refuses_what_is_wrong(run: Run, sql: str) -> None:
-    refused(command(run.bootstrap, "lake", "sql", sql, "--run", str(run.out)), "SQL refused")
+    refused(call(run.bootstrap, "lake", "sql", sql, "--run", str(run.out)), "SQL refused")

@@ -13,7 +13,7 @@ from typing import Any
 
 import fastavro
 import pytest
-from run_helpers import ALTS, MAJORS, ROOT, Run, command, copy_topics, delete_topics, refused, shared_run, topics_of
+from run_helpers import ALTS, MAJORS, ROOT, Run, call, copy_topics, delete_topics, refused, shared_run, topics_of
 
 pytestmark = [pytest.mark.kafka, pytest.mark.capture, pytest.mark.slow]
 
@@ -72,7 +72,7 @@ def divergences(done: Any) -> list[str]:
 
 
 def test_an_untouched_run_is_identical(alts: Run) -> None:
-    done = command(alts.bootstrap, "verify", "--run", str(alts.out), "--json")
+    done = call(alts.bootstrap, "verify", "--run", str(alts.out), "--json")
     report = json.loads(done.stdout)
     assert done.code == 0, done.stdout
     assert report["identical"] is True
@@ -85,7 +85,7 @@ def test_an_untouched_run_of_the_majors_is_identical(
     kafka_bootstrap: str, captures: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     majors = shared_run(kafka_bootstrap, captures, MAJORS, tmp_path_factory)
-    done = command(majors.bootstrap, "verify", "--run", str(majors.out))
+    done = call(majors.bootstrap, "verify", "--run", str(majors.out))
     assert done.code == 0, done.stdout
     assert done.stdout.strip().endswith("identical")
 
@@ -94,16 +94,16 @@ def test_one_altered_value_is_named_with_its_place_and_both_values(alts: Run) ->
     partition, record = record_in(alts, "features.cvd", 20)
     seq, right = record["seq"], record["cvd"]
     with copied(alts, altered("features.cvd", seq, "cvd", lambda value: value + 0.5, partition)) as prefix:
-        done = command(alts.bootstrap, "verify", "--run", str(alts.out), "--against", prefix)
+        done = call(alts.bootstrap, "verify", "--run", str(alts.out), "--against", prefix)
         assert done.code == 1
         assert divergences(done) == [
             f"features.cvd[{partition}] seq {seq} sub 0 field cvd: live {right + 0.5!r}, recomputed {right!r}"
         ]
         assert "1 divergences" in done.stdout
         # Judged before it, or behind it, the rest is identical; judged from its very seq on, it is found.
-        behind = command(alts.bootstrap, "verify", "--run", str(alts.out), "--against", prefix, "--from", str(seq + 1))
+        behind = call(alts.bootstrap, "verify", "--run", str(alts.out), "--against", prefix, "--from", str(seq + 1))
         assert (behind.code, divergences(behind)) == (0, [])
-        at = command(
+        at = call(
             alts.bootstrap,
             *("verify", "--run", str(alts.out), "--against", prefix, "--from", str(seq), "--to", str(seq)),
         )
@@ -116,7 +116,7 @@ def test_a_difference_outside_the_span_does_not_hide_one_inside(alts: Run) -> No
     first = altered("features.cvd", early["seq"], "cvd", lambda value: value + 1.0, partition)
     second = altered("features.cvd", late["seq"], "floor_used", lambda value: not value, partition)
     with copied(alts, lambda topic, number, value: second(topic, number, first(topic, number, value))) as prefix:
-        done = command(
+        done = call(
             alts.bootstrap,
             *("verify", "--run", str(alts.out), "--against", prefix, "--from", str(early["seq"] + 1)),
         )
@@ -138,7 +138,7 @@ def test_missing_and_added_records_are_found(alts: Run) -> None:
         return altered("market.ticks", tick["seq"], "kind", lambda kind: "end", tick_partition)(topic, number, value)
 
     with copied(alts, change) as prefix:
-        done = command(alts.bootstrap, "verify", "--run", str(alts.out), "--against", prefix)
+        done = call(alts.bootstrap, "verify", "--run", str(alts.out), "--against", prefix)
         assert done.code == 1
         found = divergences(done)
         assert (
@@ -153,7 +153,7 @@ def test_missing_and_added_records_are_found(alts: Run) -> None:
 
 def test_bad_arguments_are_refused(alts: Run) -> None:
     run = ("verify", "--run", str(alts.out))
-    refused(command(alts.bootstrap, *run, "--from", "yesterday"), "--from is 'yesterday'", "must be")
-    refused(command(alts.bootstrap, *run, "--to", "soon"), "--to is 'soon'", "must be")
-    refused(command(alts.bootstrap, *run, "--from", "9", "--to", "3"), "--from 9 lies behind --to 3")
-    refused(command(alts.bootstrap, "verify", "--run", "/nowhere"), "/nowhere holds no run", "--run DIR")
+    refused(call(alts.bootstrap, *run, "--from", "yesterday"), "--from is 'yesterday'", "must be")
+    refused(call(alts.bootstrap, *run, "--to", "soon"), "--to is 'soon'", "must be")
+    refused(call(alts.bootstrap, *run, "--from", "9", "--to", "3"), "--from 9 lies behind --to 3")
+    refused(call(alts.bootstrap, "verify", "--run", "/nowhere"), "/nowhere holds no run", "--run DIR")

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 import aiohttp
 
 from orderflow.errors import OrderflowError
+from orderflow.kafka_embedded.process import free_port as any_free_port
 from orderflow.paths import ROOT
 
 START_SEC: Final = 20.0
@@ -23,17 +24,16 @@ STOP_SEC: Final = 10.0
 
 
 def free_port(preferred: int = 0, host: str = "127.0.0.1") -> int:
-    """`preferred` where it is free, else any free port."""
-    for port in (preferred, 0) if preferred else (0,):
+    """`preferred` where it is free, else any port outside the range that clients are given."""
+    if preferred:
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
-                probe.bind((host, port))
+                probe.bind((host, preferred))
+                return preferred
             except OSError:
-                continue
-            number: int = probe.getsockname()[1]
-            return number
-    raise OrderflowError(f"no free port on {host}")
+                pass
+    return any_free_port()
 
 
 def answers(address: str) -> bool:
@@ -91,8 +91,9 @@ async def ensure_kafka(stack: AsyncExitStack, data: Path, bootstrap: str = "") -
 
     preferred = int(bootstrap.rpartition(":")[2]) if bootstrap else 9092
     broker = EmbeddedKafka(data, port=free_port(preferred))
-    await asyncio.to_thread(broker.start)
+    # Before the start: one that is cancelled goes on in its thread, and must be stopped all the same.
     stack.push_async_callback(asyncio.to_thread, broker.stop)
+    await asyncio.to_thread(broker.start)
     address: str = broker.bootstrap
     return address
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.errors import KafkaError
 
 from orderflow.cli import runs
 from orderflow.config import Config, load
@@ -54,6 +57,30 @@ def topic_named(name: str) -> str:
     return name
 
 
+async def check_topics(bootstrap: str, prefix: str, topics: Iterable[str]) -> None:
+    """That topics exist under a prefix: asking Kafka for offsets of others would only time out.
+
+    Raises
+    ------
+    OrderflowError
+        They do not, or no broker answers.
+    """
+    admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap)
+    try:
+        await admin.start()
+        present = set(await admin.list_topics())
+    except KafkaError as error:
+        raise OrderflowError(f"no Kafka broker answers at {bootstrap!r}: {error}; start it, or name another") from error
+    finally:
+        await admin.close()
+    missing = [topic for topic in topics if prefix + topic not in present]
+    if missing:
+        raise OrderflowError(
+            f"there is no topic {prefix + missing[0]!r} at {bootstrap}: is the prefix {prefix!r} right? "
+            "`orderflow init` makes the topics of a new deployment"
+        )
+
+
 @asynccontextmanager
 async def reach(args: argparse.Namespace, topics: list[str]) -> AsyncIterator[Reached]:
     """Connect to the run that the arguments name; its embedded broker and registry run as long as this lasts."""
@@ -71,6 +98,7 @@ async def reach(args: argparse.Namespace, topics: list[str]) -> AsyncIterator[Re
             bootstrap, registry_url, prefix = runtime.kafka_bootstrap, runtime.schema_registry_url, runtime.topic_prefix
         if getattr(args, "prefix", None) is not None:
             prefix = args.prefix
+        await check_topics(bootstrap, prefix, topics or BY_NAME)
         registry = RegistryClient(registry_url)
         stack.push_async_callback(registry.close)
         codecs = await codecs_for(registry, prefix, topics)

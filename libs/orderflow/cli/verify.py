@@ -11,7 +11,7 @@ import json
 import time
 from typing import Any
 
-from orderflow.cli.common import add_run_argument, reach
+from orderflow.cli.common import add_run_argument, check_topics, reach
 from orderflow.cli.tap import moment
 from orderflow.errors import OrderflowError
 from orderflow.topics import DERIVED, JOURNAL
@@ -51,6 +51,8 @@ def _bound(text: str | None, default: int, option: str) -> tuple[int, int]:
 
 async def _verify(args: argparse.Namespace, span: Span) -> int:
     async with reach(args, [JOURNAL, *DERIVED]) as reached:
+        if args.against is not None:
+            await check_topics(reached.bootstrap, args.against, DERIVED)
         started = time.monotonic()
         report = await verify(reached.log, reached.codecs, reached.config, reached.prefix, span, args.against)
         seconds = time.monotonic() - started

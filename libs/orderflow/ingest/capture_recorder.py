@@ -14,7 +14,6 @@ from orderflow.errors import LogError
 from orderflow.ingest.capture_source import CaptureSource, ending
 from orderflow.processor import Record
 from orderflow.streaming.recorder import JournalWriter, Tail
-from orderflow.topics import PARTITIONS
 
 logger = logging.getLogger(__name__)
 
@@ -78,7 +77,10 @@ class CaptureRecorder:
         stamp_ms = int(time.time() * 1000)
         places, newest_rx = dict(resume), 0
         append = self._journal.append
+        owned = self._journal.seq.keys()
         for partition, record in source.records():
+            if partition not in owned:
+                continue  # another shard's
             place = (record["source_position"], record["ordinal"])
             if partition in resume and place <= resume[partition]:
                 if place == resume[partition]:
@@ -122,7 +124,7 @@ class CaptureRecorder:
         It takes the place of its partition's newest record, so that a recorder that resumes goes on right behind it.
         """
         now_ns = max(newest_rx, *(tail.clock_ts_ns for tail in tails.values()))
-        for partition, record in ending(range(PARTITIONS), now_ns, -1, "drained"):
+        for partition, record in ending(sorted(tails), now_ns, -1, "drained"):
             tail = tails[partition]
             if tail.kind == "end" and self._journal.seq[partition] == tail.seq:
                 continue

@@ -19,7 +19,8 @@ from orderflow.kafka_embedded.storage import BROKER_LOG, HOST, NODE_ID, SETTINGS
 
 logger = logging.getLogger(__name__)
 
-START_SEC: Final = 60.0
+START_SEC: Final = 120.0
+"""Two seconds on an idle machine, half a minute seen at a load of seven per core."""
 STOP_SEC: Final = 15.0
 KILL_SEC: Final = 10.0
 HEAP_MB: Final = 384

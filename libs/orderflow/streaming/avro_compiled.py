@@ -73,12 +73,7 @@ def write_long(number: int) -> bytes:
         return _MORE[folded & 0x3FFF] + _MORE[folded >> 14 & 0x3FFF] + _LAST[folded >> 28]
     if folded >> 64:
         raise OverflowError(f"{number} needs more than 64 bits")
-    return (
-        _MORE[folded & 0x3FFF]
-        + _MORE[folded >> 14 & 0x3FFF]
-        + _MORE[folded >> 28 & 0x3FFF]
-        + _varint(folded >> 42)
-    )
+    return _MORE[folded & 0x3FFF] + _MORE[folded >> 14 & 0x3FFF] + _MORE[folded >> 28 & 0x3FFF] + _varint(folded >> 42)
 
 
 def read_long(value: bytes, position: int) -> tuple[int, int]:
@@ -340,7 +335,8 @@ class CompiledEncoder:
     def _compile(self, types: tuple[type, ...]) -> Any:
         names = dict(self._names)
         parts = ["prefix"]
-        layout, values = "", []
+        layout = ""
+        values: list[str] = []
 
         def close_run() -> None:
             nonlocal layout

@@ -70,14 +70,18 @@ class Decoder:
         for schema_id, writer in (writer_texts or {}).items():
             self.add_writer(schema_id, writer)
 
+    @property
+    def prefix(self) -> bytes:
+        """What values under the own schema id begin with."""
+        return self._prefix
+
     def add_writer(self, schema_id: int, text: str) -> None:
         """Make values written under another id readable."""
         self._writers[struct.pack(">bI", 0, schema_id)] = fastavro.parse_schema(json.loads(text))
 
     def knows(self, value: bytes) -> bool:
         """Whether `value`'s schema id has been seen."""
-        prefix = value[:PREFIX_BYTES]
-        return prefix == self._prefix or prefix in self._writers
+        return value.startswith(self._prefix) or value[:PREFIX_BYTES] in self._writers
 
     def __call__(self, value: bytes) -> Record:
         """Decode.

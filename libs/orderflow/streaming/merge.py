@@ -100,14 +100,16 @@ class Merger:
                     bound = key
             if best is None or best_key >= bound:
                 break
-            waiting, rank = best.waiting, best.rank
-            while waiting and (waiting[0][0] << RANK_BITS) | rank < bound:
+            waiting = best.waiting
+            newest = (bound - 1 - best.rank) >> RANK_BITS  # of this input, what lies below the bound
+            room = limit - len(released)
+            seq, sub = best.taken_seq, best.taken_sub
+            while room and waiting and waiting[0][0] <= newest:
                 seq, sub, record = waiting.popleft()
-                best.taken_seq, best.taken_sub = seq, sub
                 if record is not None:
                     released.append((best, seq, sub, record))
-                    if len(released) >= limit:
-                        break
+                    room -= 1
+            best.taken_seq, best.taken_sub = seq, sub
         return released
 
     @property

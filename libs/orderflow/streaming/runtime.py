@@ -130,13 +130,13 @@ class PartitionBase:
         decoder = self.decoders[topic]
         wanted = self.row_filter if topic == self.filtered_topic else None
         view = self.view if topic == JOURNAL else None
+        prefix = decoder.prefix
         for record in records:
             value = record.value
-            each.next_offset = record.offset + 1
             if value is None:
                 each.mark(_progress_of(record))
                 continue
-            if not decoder.knows(value):
+            if not value.startswith(prefix) and not decoder.knows(value):
                 await self.codecs.learn(topic, value)
             seq, sub, third = peek(value)
             if view is not None:
@@ -146,6 +146,8 @@ class PartitionBase:
                 each.push(seq, sub, None)
             else:
                 each.push(seq, sub, record)
+        if records:
+            each.next_offset = records[-1].offset + 1
 
     def positions(self, rest: Sequence[tuple[Input, int, int, LogRecord]] = ()) -> list[InputPosition]:
         """Where each input stands, `rest` being what was released and not yet processed."""
@@ -244,19 +246,12 @@ class ProcessorTask(PartitionBase):
         self._keys: dict[str, bytes] = {}
         self._control = TICKS if TICKS in self.processor.inputs else JOURNAL
         self._stamp_ms = 0
-        self._cause: tuple[str, int, int] = ("", -1, -1)
 
     async def advance(self, limit: int) -> int:
         """Process what is due, at most about `limit` records; append outputs and the marker."""
         released = self.merger.run(limit)
         if released:
-            try:
-                self._step_all(released)
-            except Exception as error:
-                topic, seq, sub = self._cause
-                raise OrderflowError(
-                    f"{type(self.processor).__name__} failed on {topic}[{self.partition}] seq {seq} sub {sub}: {error!r}"
-                ) from error
+            self._step_all(released)
             self.stats.records_in += len(released)
             self._stamp_ms = released[-1][3].timestamp
             self.stats.sample_latency(time.time() * 1000 - self._stamp_ms)
@@ -265,37 +260,54 @@ class ProcessorTask(PartitionBase):
         return len(released)
 
     def _step_all(self, released: Sequence[tuple[Input, int, int, LogRecord]]) -> None:
-        decoders, control, writer_append = self.decoders, self._control, self.writer.append
-        last_out, tails, encoders, outputs, keys = self.last_out, self.tails, self.encoders, self.outputs, self._keys
-        processor = self.processor
-        for each, seq, sub, record in released:
-            topic = each.topic
-            self._cause = (topic, seq, sub)
-            value = record.value
-            assert value is not None
-            decoded = decoders[topic](value)
-            if topic == JOURNAL:
-                self.epoch = epoch_of(record)
-            if topic == control:
-                if decoded["kind"] in CONTROL_KINDS or self.ended:
-                    if self.note_control(decoded):
-                        processor = self.processor = self.make(self.partition)
-                elif decoded["kind"] == "tick":
-                    self.clock_ts_ns = decoded["recv_ts_ns"]
-            for out_topic, symbol, fields in processor.step(topic, decoded):
-                last_seq, last_sub = last_out[out_topic]
-                out_sub = last_sub + 1 if last_seq == seq else 0
-                last_out[out_topic] = (seq, out_sub)
-                if (seq, out_sub) <= tails[out_topic]:
-                    self.stats.suppressed += 1
-                    continue
-                fields["seq"] = seq
-                fields["sub"] = out_sub
-                key = keys.get(symbol)
-                if key is None:
-                    key = keys[symbol] = symbol.encode()
-                writer_append(outputs[out_topic], key, encoders[out_topic](fields), record.timestamp)
-                self.stats.by_topic_out[out_topic] = self.stats.by_topic_out.get(out_topic, 0) + 1
+        written = dict.fromkeys(self.outputs, 0)
+        topic, seq, sub = "", -1, -1
+        try:
+            for each, seq, sub, record in released:
+                topic = each.topic
+                self._step(topic, seq, record, written)
+        except Exception as error:
+            raise OrderflowError(
+                f"{type(self.processor).__name__} failed on {topic}[{self.partition}] seq {seq} sub {sub}: {error!r}"
+            ) from error
+        by_topic = self.stats.by_topic_out
+        for topic, count in written.items():
+            if count:
+                by_topic[topic] = by_topic.get(topic, 0) + count
+
+    def _step(self, topic: str, seq: int, record: LogRecord, written: dict[str, int]) -> None:
+        """Process one record; counts what it wrote in `written`, by topic."""
+        value = record.value
+        assert value is not None
+        decoded = self.decoders[topic](value)
+        if topic == JOURNAL:
+            self.epoch = epoch_of(record)
+        if topic == self._control:
+            self._follow(decoded)
+        last_out = self.last_out
+        for out_topic, symbol, fields in self.processor.step(topic, decoded):
+            last_seq, last_sub = last_out[out_topic]
+            out_sub = last_sub + 1 if last_seq == seq else 0
+            last_out[out_topic] = place = (seq, out_sub)
+            if place <= self.tails[out_topic]:
+                self.stats.suppressed += 1
+                continue
+            fields["seq"] = seq
+            fields["sub"] = out_sub
+            key = self._keys.get(symbol)
+            if key is None:
+                key = self._keys[symbol] = symbol.encode()
+            self.writer.append(self.outputs[out_topic], key, self.encoders[out_topic](fields), record.timestamp)
+            written[out_topic] += 1
+
+    def _follow(self, decoded: Record) -> None:
+        """Keep up with the session, its end and the clock."""
+        kind = decoded["kind"]
+        if kind in CONTROL_KINDS or self.ended:
+            if self.note_control(decoded):
+                self.processor = self.make(self.partition)
+        elif kind == "tick":
+            self.clock_ts_ns = decoded["recv_ts_ns"]
 
     def mark(self) -> None:
         """Say how far this partition's outputs are complete, once per poll and only where it has moved."""

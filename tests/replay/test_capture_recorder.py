@@ -8,7 +8,6 @@ from pathlib import Path
 
 import msgspec
 import pytest
-
 from orderflow.config import IngestionConfig
 from orderflow.ingest.capture_recorder import CaptureRecorder
 from orderflow.processor import Record
@@ -16,7 +15,7 @@ from orderflow.streaming.codec import Codecs, schema_text
 from orderflow.streaming.journal import JournalView, partition_of
 from orderflow.streaming.log import TP, read_ranges
 from orderflow.streaming.memory_log import MemoryLog
-from orderflow.streaming.recorder import JournalWriter
+from orderflow.streaming.recorder import JournalWriter, shard_partitions
 from orderflow.topics import JOURNAL, PARTITIONS
 
 SYMBOLS = ("BTCUSDT", "ETHUSDT")
@@ -50,8 +49,8 @@ def codecs() -> Codecs:
     return Codecs({JOURNAL: 1}, {JOURNAL: schema_text("journal")}, no_other)
 
 
-def recorder(log: MemoryLog, capture: Path, speed: str = "max") -> CaptureRecorder:
-    journal = JournalWriter(log, codecs(), "", range(PARTITIONS))
+def recorder(log: MemoryLog, capture: Path, speed: str = "max", shard: str = "0/1") -> CaptureRecorder:
+    journal = JournalWriter(log, codecs(), "", shard_partitions(shard, PARTITIONS))
     return CaptureRecorder(journal, IngestionConfig(source="capture", symbols=(), capture=str(capture), speed=speed))
 
 
@@ -141,3 +140,11 @@ async def test_going_on_after_drains_gives_the_undisturbed_journal_besides_the_e
     } == expected
     assert set(map(tuple, ends(got).values())) == {("drained", "end of the capture")}
     assert len(expected[partition_of("BTCUSDT")]) > FRAMES // 2  # frames and ticks: the comparison is of something
+
+
+async def test_shards_write_the_journal_of_one(capture: Path) -> None:
+    whole, sharded = MemoryLog(), MemoryLog()
+    await recorder(whole, capture).run()
+    for shard in ("1/3", "0/3", "2/3"):
+        await recorder(sharded, capture, shard=shard).run()
+    assert await journal_of(sharded) == await journal_of(whole)

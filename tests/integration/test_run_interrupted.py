@@ -1,0 +1,122 @@
+"""Runs that somebody stops, goes on with, or that a service refuses to go on with."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from run_helpers import (
+    ALTS,
+    DERIVED,
+    JOURNAL,
+    Run,
+    call,
+    command,
+    end,
+    lake,
+    refused,
+    run_arguments,
+    shared_run,
+    start_run,
+    topics_of,
+)
+
+pytestmark = [pytest.mark.kafka, pytest.mark.capture, pytest.mark.slow]
+
+END_KIND = 10 << 1
+"""Index of `end` in the enum of journal kinds, as Avro's zigzag writes it."""
+
+
+@pytest.fixture(scope="module")
+def interrupted(kafka_bootstrap: str, captures: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
+    """A run that had SIGINT in the middle of the capture."""
+    out = tmp_path_factory.mktemp("interrupted") / "run"
+    run = start_run(kafka_bootstrap, run_arguments(captures / ALTS, out, "2"), out)
+    run.until("signal", lambda status: status["records_in"] > 100)
+    run.process.send_signal(signal.SIGINT)
+    run.finish()
+    yield run
+    end(run)
+
+
+def frames(run: Run) -> int:
+    count: int = run.summary["frames"]
+    return count
+
+
+def test_interrupt_drains_and_exits_with_0(interrupted: Run) -> None:
+    assert interrupted.process.returncode == 0, interrupted.output
+    assert "draining (interrupted)" in interrupted.output
+    assert "Traceback" not in interrupted.output
+    summary = interrupted.summary
+    assert summary["stopped_by"] == "interrupted"
+    assert 0 < frames(interrupted) < 1539
+    assert summary["lake_agrees"] is True
+    assert sum(each["count"] for each in summary["restarts"].values()) == 0
+    assert summary["journal_by_kind"]["end"] == 12
+    (held,) = lake(interrupted.out, "SELECT count(*) FROM {book}")
+    assert held == (summary["rows_by_source"]["depth"],)
+    done = call(interrupted.bootstrap, "verify", "--run", str(interrupted.out))
+    assert done.code == 0, done.stdout
+
+
+def test_resume_under_other_settings_is_refused_before_anything_starts(interrupted: Run, captures: Path) -> None:
+    before = sorted((interrupted.out / "logs").iterdir())
+    arguments = run_arguments(captures / ALTS, interrupted.out)
+    refused(
+        call(interrupted.bootstrap, *arguments, "--resume", Z_MODE="level"),
+        *("Z_MODE is 'level'", "was not set", str(interrupted.out), "set it as it was, or start another run"),
+    )
+    assert sorted((interrupted.out / "logs").iterdir()) == before
+
+
+def test_a_service_that_refuses_its_state_ends_the_run_with_its_last_words(
+    interrupted: Run, captures: Path, tmp_path: Path
+) -> None:
+    """Settings from a file that has changed meanwhile: only the service itself can tell, by the fingerprint."""
+    settings = tmp_path / "settings.yaml"
+    settings.write_text("cvd: {z_mode: level}\n", "utf-8")
+    arguments = run_arguments(captures / ALTS, interrupted.out)
+    done = command(interrupted.bootstrap, *arguments, "--resume", ORDERFLOW_OVERRIDE="", **file_settings(settings))
+    assert done.code == 2, done.stdout
+    assert "Traceback" not in done.stdout + done.stderr
+    for words in ("orderflow: service cvd ended with exit code 2", "its last words", "STATE_REBUILD=true", "state.cvd"):
+        assert words in done.stderr, (words, done.stderr)
+
+
+def file_settings(path: Path) -> dict[str, Any]:
+    return {"ORDERFLOW_CONFIG": str(path)}
+
+
+def test_resume_goes_on_to_the_end_and_loses_nothing(
+    interrupted: Run, captures: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    undisturbed = shared_run(interrupted.bootstrap, captures, ALTS, tmp_path_factory)
+    done = command(interrupted.bootstrap, *run_arguments(captures / ALTS, interrupted.out), "--resume")
+    assert done.code == 0, done.stdout + done.stderr
+    assert frames(interrupted) == 1539
+    assert interrupted.summary["lake_agrees"] is True
+    one, other = topics_of(interrupted), topics_of(undisturbed)
+    for partition in range(12):
+        # The early `end` takes a number, so the numbers behind it differ by one; everything else is the same.
+        assert without_ends(one[JOURNAL, partition]) == without_ends(other[JOURNAL, partition])
+    assert {
+        topic: sum(len(one[topic, number]) for number in range(12)) for topic in DERIVED if topic != "market.ticks"
+    } == {topic: sum(len(other[topic, number]) for number in range(12)) for topic in DERIVED if topic != "market.ticks"}
+    sums = "SELECT symbol, count(*), fsum(ofi_l1) FROM {ofi} GROUP BY symbol ORDER BY symbol"
+    assert lake(interrupted.out, sums) == lake(undisturbed.out, sums)
+    done = call(interrupted.bootstrap, "verify", "--run", str(interrupted.out))
+    assert done.code == 0, done.stdout
+
+
+def without_ends(records: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    """Journal records without their numbers, the `end`s left out."""
+    found = []
+    for key, body in records:
+        at = next(index for index, byte in enumerate(body) if not byte & 0x80) + 1
+        if body[at] != END_KIND:
+            found.append((key, body[at:]))
+    return found
