@@ -181,6 +181,7 @@ def test_a_service_names_a_wrong_setting(tmp_path: Path) -> None:
 def test_a_service_names_the_broker_that_does_not_answer() -> None:
     code, lines = service("ofi", NOWHERE)
     assert code == 2
+    assert [line["message"] for line in lines[:-1] if line["level"] != "INFO"] == []
     assert lines[-1]["level"] == "ERROR"
     assert f"no Kafka broker answered at '{NOWHERE}'" in lines[-1]["message"]
     assert "set KAFKA_BOOTSTRAP" in lines[-1]["message"]

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from orderflow.streaming.log import Headers
 from orderflow.streaming.merge import Merger
 

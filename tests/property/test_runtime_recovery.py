@@ -14,7 +14,6 @@ from typing import ClassVar
 
 import msgspec
 import pytest
-
 from orderflow.processor import Emit, Record
 from orderflow.streaming.codec import Codecs, peek
 from orderflow.streaming.log import TP, read_ranges

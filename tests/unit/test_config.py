@@ -6,7 +6,6 @@ from pathlib import Path
 
 import msgspec
 import pytest
-
 from orderflow.config import ENVIRONMENT, Config, effective_fingerprint, load
 from orderflow.config_file import text
 from orderflow.errors import ConfigError
@@ -54,7 +53,7 @@ def test_every_environment_name_is_documented() -> None:
 
 def test_an_unknown_key_of_a_file_is_refused_with_the_known_ones(tmp_path: Path) -> None:
     (tmp_path / "defaults.yaml").write_text("cvd:\n  windsor_limit: 8\n")
-    with pytest.raises(ConfigError, match="windsor_limit.*winsor_limit"):
+    with pytest.raises(ConfigError, match=r"windsor_limit.*winsor_limit"):
         load({}, tmp_path)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import logging
 import os
 import sys
 from typing import Final
@@ -37,6 +38,8 @@ def main(arguments: list[str] | None = None) -> int:
     for name in [named] if named in COMMANDS else list(COMMANDS):
         importlib.import_module(COMMANDS[name]).add_parser(subparsers)
     args = parser.parse_args(arguments)
+    # The client library repeats itself while a broker is away; a person gets one line, from the error below.
+    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
     try:
         code: int = importlib.import_module(COMMANDS[args.command]).run(args)
     except OrderflowError as error:

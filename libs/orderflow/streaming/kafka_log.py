@@ -244,12 +244,24 @@ class KafkaLog:
         return _delivery(native, tp)
 
     async def begin_offsets(self, tps: Iterable[TP]) -> dict[TP, int]:
-        got = await self._admin.beginning_offsets([TopicPartition(*tp) for tp in tps])
+        try:
+            got = await self._admin.beginning_offsets([TopicPartition(*tp) for tp in tps])
+        except KafkaError as error:
+            raise self._no_offsets(error) from error
         return {TP(tp.topic, tp.partition): offset for tp, offset in got.items()}
 
     async def end_offsets(self, tps: Iterable[TP]) -> dict[TP, int]:
-        got = await self._admin.end_offsets([TopicPartition(*tp) for tp in tps])
+        try:
+            got = await self._admin.end_offsets([TopicPartition(*tp) for tp in tps])
+        except KafkaError as error:
+            raise self._no_offsets(error) from error
         return {TP(tp.topic, tp.partition): offset for tp, offset in got.items()}
+
+    def _no_offsets(self, error: KafkaError) -> LogError:
+        return LogError(
+            f"the broker at {self._bootstrap!r} did not tell its offsets within {REQUEST_TIMEOUT_MS // 1000} s: {error}; "
+            "see whether it runs"
+        )
 
     async def reader(self, positions: Mapping[TP, int]) -> KafkaReader:
         consumer = AIOKafkaConsumer(

@@ -263,7 +263,7 @@ class ProcessorTask(PartitionBase):
         written = dict.fromkeys(self.outputs, 0)
         topic, seq, sub = "", -1, -1
         try:
-            for each, seq, sub, record in released:
+            for each, seq, sub, record in released:  # noqa: B007 - `sub` is named in the error
                 topic = each.topic
                 self._step(topic, seq, record, written)
         except Exception as error:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 from aiohttp import web
+from aiokafka.errors import KafkaError
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
@@ -78,6 +79,8 @@ def set_up_logging(service: str, level: str) -> None:
     root.setLevel(level)
     for noisy in ("aiokafka", "websockets", "aiohttp.access"):
         logging.getLogger(noisy).setLevel(logging.ERROR if noisy == "aiokafka" else logging.WARNING)
+    # It says "unable to connect" four times a second; what comes of it is our own message.
+    logging.getLogger("aiokafka.client").setLevel(logging.CRITICAL)
 
 
 def quantiles(samples: list[float]) -> dict[str, float]:
@@ -296,7 +299,9 @@ def run_service(name: str, topics: tuple[str, ...], needs: tuple[str, ...], buil
         return EXIT_FENCED
     except OrderflowError as error:
         cause = error.__cause__
-        logger.error("%s", error, exc_info=cause if cause is not None and not isinstance(cause, OSError) else None)
+        # A broker or a disk that fails is told of in full by the message; what a step raised needs its place.
+        told = cause is None or isinstance(cause, OSError | KafkaError)
+        logger.error("%s", error, exc_info=None if told else cause)
         return EXIT_FAILED
     return 0
 
