@@ -9,7 +9,7 @@ CAPTURE ?=
 SPEED ?= 1
 ARGS ?=
 
-.PHONY: help setup demo test test-unit lint format bench lock clean
+.PHONY: help setup demo test test-only test-unit lint format bench lock clean
 
 help: ## what there is to run
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -28,6 +28,9 @@ demo: setup ## the whole pipeline offline: broker, simulated exchange, every ser
 	@$(BIN)/orderflow run --source $(SOURCE) --duration $(DURATION) --speed $(SPEED) $(if $(CAPTURE),--capture $(CAPTURE)) $(ARGS)
 
 test: lint ## lint, types and every test
+	@$(BIN)/python -m pytest -n 2 --dist loadgroup $(ARGS)
+
+test-only: setup ## some tests alone: ARGS="tests/unit/test_config.py -k wrong"
 	@$(BIN)/python -m pytest $(ARGS)
 
 test-unit: setup ## the quick tests alone: no broker, no capture

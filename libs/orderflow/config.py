@@ -102,6 +102,13 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     lake: LakeConfig = LakeConfig()
     sinks: SinksConfig = SinksConfig()
 
+    def __post_init__(self) -> None:
+        if self.normaliser.top_k < len(self.ofi.weights):
+            raise ValueError(
+                f"normaliser.top_k is {self.normaliser.top_k}, and ofi.weights has {len(self.ofi.weights)} levels: depth "
+                "rows must carry at least as many"
+            )
+
 
 ENVIRONMENT: Final[dict[str, tuple[str, str]]] = {
     "SYMBOLS": ("ingestion", "symbols"),

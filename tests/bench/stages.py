@@ -20,6 +20,8 @@ from orderflow.topics import BY_NAME, DERIVED, JOURNAL, ROWS, TICKS
 from tests.bench.data import Dataset, Entry
 
 CODEC_RECORDS = 3000
+MIN_RECORDS = 100
+"""Of fewer records of a kind no figure is given."""
 POLL_RECORDS = 4000
 STAMP_MS = 1_700_000_000_000
 
@@ -52,7 +54,7 @@ def codec_figures(data: Dataset) -> list[Figure]:
     figures = []
     for topic in (JOURNAL, *DERIVED):
         values = [value for entries in data.topics[topic].values() for _, value in entries][-CODEC_RECORDS:]
-        if not values:
+        if len(values) < MIN_RECORDS:
             continue
         decode, encode = data.codecs.decoder(topic), data.codecs.encoder(topic)
         records = [decode(value) for value in values]
@@ -98,7 +100,7 @@ def _step_times(data: Dataset, stage: Stage) -> dict[str, list[int]]:
             begun = clock()
             processor.step(topic, record)
             times.setdefault(_kind(topic, record), []).append(clock() - begun)
-    return {kind: found for kind, found in times.items() if len(found) >= 100}
+    return {kind: found for kind, found in times.items() if len(found) >= MIN_RECORDS}
 
 
 def _kind(topic: str, record: Record) -> str:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from run_helpers import (
     ALTS,
     DERIVED,
     JOURNAL,
+    ROOT,
     Run,
     call,
     command,
@@ -26,6 +27,7 @@ from run_helpers import (
 
 pytestmark = [pytest.mark.kafka, pytest.mark.capture, pytest.mark.slow]
 
+SETTINGS = "cvd: {z_mode: delta}\n"  # the default, so that results equal those of the other runs
 END_KIND = 10 << 1
 """Index of `end` in the enum of journal kinds, as Avro's zigzag writes it."""
 
@@ -34,12 +36,23 @@ END_KIND = 10 << 1
 def interrupted(kafka_bootstrap: str, captures: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
     """A run that had SIGINT in the middle of the capture."""
     out = tmp_path_factory.mktemp("interrupted") / "run"
-    run = start_run(kafka_bootstrap, run_arguments(captures / ALTS, out, "2"), out)
+    settings_of(out).write_text(SETTINGS, "utf-8")
+    run = start_run(kafka_bootstrap, run_arguments(captures / ALTS, out, "2"), out, ORDERFLOW_CONFIG=relative(out))
     run.until("signal", lambda status: status["records_in"] > 100)
     run.process.send_signal(signal.SIGINT)
     run.finish()
     yield run
     end(run)
+
+
+def settings_of(out: Path) -> Path:
+    """The settings file that the run was started with."""
+    return out.parent / "settings.yaml"
+
+
+def relative(out: Path) -> str:
+    """The same as a user in the project's folder names it; the services must find it all the same."""
+    return os.path.relpath(settings_of(out), ROOT)
 
 
 def frames(run: Run) -> int:
@@ -73,22 +86,17 @@ def test_resume_under_other_settings_is_refused_before_anything_starts(interrupt
     assert sorted((interrupted.out / "logs").iterdir()) == before
 
 
-def test_a_service_that_refuses_its_state_ends_the_run_with_its_last_words(
-    interrupted: Run, captures: Path, tmp_path: Path
-) -> None:
-    """Settings from a file that has changed meanwhile: only the service itself can tell, by the fingerprint."""
-    settings = tmp_path / "settings.yaml"
-    settings.write_text("cvd: {z_mode: level}\n", "utf-8")
-    arguments = run_arguments(captures / ALTS, interrupted.out)
-    done = command(interrupted.bootstrap, *arguments, "--resume", ORDERFLOW_OVERRIDE="", **file_settings(settings))
+def test_a_service_that_refuses_its_state_ends_the_run_with_its_last_words(interrupted: Run, captures: Path) -> None:
+    """The settings file has changed meanwhile: only the service itself can tell, by the fingerprint of its state."""
+    settings_of(interrupted.out).write_text("cvd: {z_mode: level}\n", "utf-8")
+    try:
+        done = command(interrupted.bootstrap, *run_arguments(captures / ALTS, interrupted.out), "--resume")
+    finally:
+        settings_of(interrupted.out).write_text(SETTINGS, "utf-8")
     assert done.code == 2, done.stdout
     assert "Traceback" not in done.stdout + done.stderr
     for words in ("orderflow: service cvd ended with exit code 2", "its last words", "STATE_REBUILD=true", "state.cvd"):
         assert words in done.stderr, (words, done.stderr)
-
-
-def file_settings(path: Path) -> dict[str, Any]:
-    return {"ORDERFLOW_CONFIG": str(path)}
 
 
 def test_resume_goes_on_to_the_end_and_loses_nothing(
@@ -103,9 +111,10 @@ def test_resume_goes_on_to_the_end_and_loses_nothing(
     for partition in range(12):
         # The early `end` takes a number, so the numbers behind it differ by one; everything else is the same.
         assert without_ends(one[JOURNAL, partition]) == without_ends(other[JOURNAL, partition])
-    assert {
-        topic: sum(len(one[topic, number]) for number in range(12)) for topic in DERIVED if topic != "market.ticks"
-    } == {topic: sum(len(other[topic, number]) for number in range(12)) for topic in DERIVED if topic != "market.ticks"}
+    # Both ends tell of the frames that nobody uses, and a tick passes each `end` on: two topics have more records.
+    for topic in set(DERIVED) - {"market.ticks", "market.events"}:
+        for partition in range(12):
+            assert len(one[topic, partition]) == len(other[topic, partition]), (topic, partition)
     sums = "SELECT symbol, count(*), fsum(ofi_l1) FROM {ofi} GROUP BY symbol ORDER BY symbol"
     assert lake(interrupted.out, sums) == lake(undisturbed.out, sums)
     done = call(interrupted.bootstrap, "verify", "--run", str(interrupted.out))

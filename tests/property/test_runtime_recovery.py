@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
 import random
 from collections.abc import Mapping
 from typing import ClassVar
@@ -220,7 +221,7 @@ def test_the_undisturbed_run_is_whole(undisturbed: dict[str, dict[int, list[tupl
     assert all(len(undisturbed[TICKS][partition]) >= 2 for partition in range(12))
 
 
-@pytest.mark.parametrize("seed", range(1, 25))
+@pytest.mark.parametrize("seed", range(1, 1 + int(os.environ.get("ORDERFLOW_SEEDS", "24"))))
 async def test_killed_anywhere_the_outputs_are_the_same(
     seed: int, undisturbed: dict[str, dict[int, list[tuple[int, int, bytes]]]]
 ) -> None:

@@ -40,6 +40,12 @@ def test_a_wrong_value_is_named_with_what_is_allowed(environment: dict[str, str]
         assert word in message
 
 
+def test_depth_rows_must_carry_the_levels_that_ofi_weighs(tmp_path: Path) -> None:
+    (tmp_path / "defaults.yaml").write_text("normaliser: {top_k: 3}\n")
+    with pytest.raises(ConfigError, match=r"normaliser\.top_k is 3, and ofi\.weights has 5 levels"):
+        load({}, tmp_path)
+
+
 def test_every_environment_name_reaches_a_setting() -> None:
     for name, (section, key) in ENVIRONMENT.items():
         assert key in getattr(Config(), section).__struct_fields__, name

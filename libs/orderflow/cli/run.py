@@ -92,6 +92,18 @@ def _pace(speed: str) -> None:
         raise OrderflowError(f"--speed is {speed!r}: it must be `max` or a factor from 0.001 to 10000")
 
 
+def _reached(status: dict[str, Any], recorder: dict[str, Any]) -> bool:
+    """Whether a service has processed all that the recorder has journalled.
+
+    That it saw an `end` is not enough: a run that goes on has one in its middle, and a service that has just recovered
+    its state from there knows of nothing behind it yet.
+    """
+    frontiers = status.get("frontiers", {})
+    return bool(recorder.get("done")) and all(
+        frontiers.get(partition, -1) >= seq for partition, seq in recorder["seqs"].items()
+    )
+
+
 def _daemon() -> str | None:
     """Bootstrap of a broker that `orderflow kafka up` has started."""
     from orderflow.cli.kafka import running_daemon
@@ -216,7 +228,11 @@ class _Run:
         kept = {"ORDERFLOW_PRESET", "ORDERFLOW_CONFIG"} | {
             name for name, (section, _) in ENVIRONMENT.items() if section not in ("runtime", "ingestion")
         }
-        return {name: os.environ[name] for name in sorted(kept) if name in os.environ}
+        found = {name: os.environ[name] for name in sorted(kept) if name in os.environ}
+        if found.get("ORDERFLOW_CONFIG"):
+            # Services run in another folder, and a later verification may run in any.
+            found["ORDERFLOW_CONFIG"] = str(Path(found["ORDERFLOW_CONFIG"]).resolve())
+        return found
 
     async def _backing(self, stack: AsyncExitStack, info: runs.RunInfo) -> tuple[str, str]:
         given = os.environ.get("KAFKA_BOOTSTRAP")
@@ -408,7 +424,8 @@ class _Run:
             ):
                 supervisor.signal("ingestion", signal.SIGUSR1)
                 asked.add(ingestion.process.pid)
-            return bool(supervisor.children[name].status.get("drained"))
+            status = supervisor.children[name].status
+            return bool(status.get("drained")) and _reached(status, ingestion.status.get("recorder", {}))
 
         return check
 
@@ -447,6 +464,8 @@ class _Run:
             "lake_agrees": not wrong,
             "lake_disagreements": wrong,
             "restarts": {name: {"count": child.restarts, "causes": child.words} for name, child in children.items()},
+            "rss_mb": {name: child.status.get("rss_mb") for name, child in children.items() if child.status},
+            "cpu_sec": {name: child.status.get("cpu_sec") for name, child in children.items() if child.status},
             "latency_ms": {
                 name: child.status.get("latency_ms", {}) for name, child in children.items() if child.status
             },

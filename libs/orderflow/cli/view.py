@@ -104,7 +104,8 @@ def _services(supervisor: Supervisor, rates: dict[str, float]) -> Table:
     table = Table(box=None, pad_edge=False)
     for name in ("service", "records/s", "waiting", "latency p99 ms", "restarts", "state"):
         table.add_column(name, justify="left" if name in ("service", "state") else "right")
-    for name, child in supervisor.children.items():
+    # Readers are started before writers; a person follows the data from the source on.
+    for name, child in reversed(supervisor.children.items()):
         latency = child.status.get("latency_ms") or {}
         table.add_row(
             name,

@@ -198,6 +198,11 @@ class PartitionBase:
         return False
 
     @property
+    def waits_on_itself(self) -> bool:
+        """Whether there is something to do that needs no new record."""
+        return False
+
+    @property
     def settled(self) -> bool:
         """Whether the session has ended here and everything that its end caused has been taken."""
         return self.ended and self.merger.frontier >= self.end_seq
@@ -373,6 +378,10 @@ class ServiceRuntime:
         self._membership: Membership | None = None
         self._reader: Reader | None = None
         self._paused: set[TP] = set()
+        self._buffered: dict[int, int] = {}
+        self._more_due = False
+        self._unfinished: set[int] = set()
+        """Partitions to look at though nothing new has come: not looked at yet, not at rest yet, a cut to make."""
         self._stopping = asyncio.Event()
         self._instance = uuid.uuid4().hex[:12]
         self._snapshot_count = 0
@@ -458,39 +467,48 @@ class ServiceRuntime:
     async def _round(self, reader: Reader) -> bool:
         """One poll and what follows from it; True where more is due at once."""
         options = self.options
-        backlog = any(task.merger.buffered for task in self.tasks.values())
-        got = await reader.poll(1 if backlog and self._more_due else options.poll_wait_ms, options.max_poll_records)
+        got = await reader.poll(1 if self._more_due else options.poll_wait_ms, options.max_poll_records)
         self.stats.polls += 1
+        # What waits in a partition becomes due only by what arrives in it, so the others need no look.
+        active = self._unfinished
         for tp, records in got.items():
             topic = self._logical[tp.topic]
             await self.tasks[tp.partition].push(topic, records)
+            active.add(tp.partition)
             self.stats.by_topic_in[topic] = self.stats.by_topic_in.get(topic, 0) + len(records)
         self._more_due = False
-        for partition in sorted(self.tasks):
-            if await self.tasks[partition].advance(options.max_poll_records) >= options.max_poll_records:
+        self._unfinished = set()
+        for partition in sorted(active):
+            task = self.tasks[partition]
+            waited = task.waits_on_itself
+            taken = await task.advance(options.max_poll_records)
+            if taken >= options.max_poll_records:
                 self._more_due = True
+            if taken or waited or task.waits_on_itself:
+                self._unfinished.add(partition)
         await self.after_advance()
-        self._balance(reader)
+        self._balance(reader, active)
         return bool(got)
 
-    _more_due = False
-
-    def _balance(self, reader: Reader) -> None:
+    def _balance(self, reader: Reader, partitions: set[int]) -> None:
         """Pause inputs that run ahead of the others; resume them once they have been taken down to half."""
         limit = self.options.max_buffered
         pause: list[TP] = []
         resume: list[TP] = []
-        buffered = 0
-        for partition, task in self.tasks.items():
-            for each in task.merger.inputs:
+        for partition in sorted(partitions):
+            buffered = 0
+            for each in self.tasks[partition].merger.inputs:
                 waiting = len(each.waiting)
                 buffered += waiting
+                if waiting <= limit and not self._paused:
+                    continue
                 tp = TP(self.physical(each.topic), partition)
                 if waiting > limit and tp not in self._paused:
                     pause.append(tp)
                 elif waiting <= limit // 2 and tp in self._paused:
                     resume.append(tp)
-        self.stats.buffered = buffered
+            self._buffered[partition] = buffered
+        self.stats.buffered = sum(self._buffered.values())
         if pause:
             reader.pause(pause)
             self._paused.update(pause)
@@ -517,6 +535,8 @@ class ServiceRuntime:
         if not self.tasks:
             return
         self._paused.clear()
+        self._buffered.clear()
+        self._unfinished = set(self.tasks)
         self._reader = await self.log.reader(
             {
                 TP(self.physical(each.topic), partition): each.next_offset

@@ -18,7 +18,7 @@ from typing import Any, Final, Protocol
 
 from aiohttp import web
 from aiokafka.errors import KafkaError
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
 from orderflow.config import Config, effective_fingerprint, load
@@ -70,6 +70,11 @@ class JsonLines(logging.Formatter):
         return json.dumps(line, ensure_ascii=False)
 
 
+def _no_repetition(record: logging.LogRecord) -> bool:
+    """While a broker is away the client library says so many times a second; what comes of it is our own message."""
+    return not record.msg.startswith("Unable connect to")
+
+
 def set_up_logging(service: str, level: str) -> None:
     """Structured lines on standard error."""
     handler = logging.StreamHandler(sys.stderr)
@@ -79,8 +84,7 @@ def set_up_logging(service: str, level: str) -> None:
     root.setLevel(level)
     for noisy in ("aiokafka", "websockets", "aiohttp.access"):
         logging.getLogger(noisy).setLevel(logging.ERROR if noisy == "aiokafka" else logging.WARNING)
-    # It says "unable to connect" four times a second; what comes of it is our own message.
-    logging.getLogger("aiokafka.client").setLevel(logging.CRITICAL)
+    logging.getLogger("aiokafka").addFilter(_no_repetition)
 
 
 def quantiles(samples: list[float]) -> dict[str, float]:
@@ -235,8 +239,19 @@ def runtime_status(service: str, runtime: ServiceRuntime) -> dict[str, Any]:
         "recoveries": stats.recoveries,
         "recovery_sec": round(stats.recovery_sec, 3),
         "latency_ms": quantiles(stats.latency_samples_ms),
+        "rss_mb": resident_mb(),
+        "cpu_sec": round(time.process_time(), 2),
         "pid": os.getpid(),
     }
+
+
+def resident_mb() -> float:
+    """Resident memory of this process, megabytes; 0 where the system does not say."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text("ascii").split()[1])
+    except (OSError, ValueError, IndexError):
+        return 0.0
+    return round(pages * os.sysconf("SC_PAGE_SIZE") / 1e6, 1)
 
 
 Build = Callable[[Config, KafkaLog, Codecs], tuple[Running, CollectorRegistry, Callable[[], dict[str, Any]]]]
@@ -261,6 +276,7 @@ async def serve(name: str, config: Config, topics: tuple[str, ...], needs: tuple
         codecs = await codecs_for(registry_client, runtime.topic_prefix, topics)
         await log.start()
         running, registry, status = build(config, log, codecs)
+        ProcessCollector(registry=registry)
         pages = Pages(running, registry, status)
         await pages.start(runtime.metrics_host, runtime.metrics_port)
         write_status_file(

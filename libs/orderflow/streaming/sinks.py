@@ -120,6 +120,11 @@ class SinkTask(PartitionBase):
         return True
 
     @property
+    def waits_on_itself(self) -> bool:
+        """A cut that could not be made yet, or records behind one."""
+        return self._cut_pending or bool(self._rest)
+
+    @property
     def settled(self) -> bool:
         return self.ended and self.merger.frontier >= self.end_seq and not self._cut_pending and not self._rest
 

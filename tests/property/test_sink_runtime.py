@@ -1,0 +1,99 @@
+"""A sink takes everything once, whatever its writes do: a partition that waited for a write goes on by itself."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import msgspec
+import pytest
+from orderflow.errors import OrderflowError
+from orderflow.processor import Record
+from orderflow.streaming import sinks
+from orderflow.streaming.codec import Codecs, schema_text
+from orderflow.streaming.memory_log import MemoryLog
+from orderflow.streaming.recorder import JournalWriter, journal_record
+from orderflow.streaming.runtime import RuntimeOptions, ServiceSpec
+from orderflow.streaming.sinks import SinkRuntime
+from orderflow.topics import JOURNAL, PARTITIONS
+
+CUT_EVERY = 7
+
+
+class FlakySink:
+    """Notes what it is given; of every three writes the first two fail."""
+
+    inputs: ClassVar[tuple[str, ...]] = (JOURNAL,)
+
+    def __init__(self, durable: list[int]) -> None:
+        self.durable = durable
+        self.buffered: list[int] = []
+        self.writes = 0
+
+    def step(self, topic: str, record: Record) -> bool:
+        self.buffered.append(record["seq"])
+        return record["seq"] % CUT_EVERY == 0 or record["kind"] == "end"
+
+    def cut_before(self, topic: str, record: Record) -> bool:
+        return False
+
+    def rows_buffered(self) -> int:
+        return len(self.buffered)
+
+    def write(self) -> Any:
+        self.writes += 1
+        if self.writes % 3:
+            raise OrderflowError("the disk is full: make room")
+        self.durable.extend(self.buffered)
+        self.buffered.clear()
+        return None
+
+    def state(self) -> dict[str, bytes]:
+        return {"": b""}
+
+    def restore(self, states: Mapping[str, bytes]) -> None:
+        self.buffered.clear()
+
+
+async def write_journal(log: MemoryLog, codecs: Codecs, count: int) -> None:
+    journal = JournalWriter(log, codecs, "", list(range(PARTITIONS)))
+    await journal.open("s1", 1)
+    payload = msgspec.json.encode({"type": "session", "session": "s1"})
+    for partition in range(PARTITIONS):
+        journal.append(partition, journal_record("config", 1, payload=payload), 1)
+        for _ in range(count):
+            journal.append(partition, journal_record("frame", 1, payload=b"{}"), 1)
+        journal.append(partition, journal_record("end", 1, payload=b"{}"), 1)
+    await journal.flush()
+
+
+async def test_everything_is_written_once_though_writes_fail(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sinks, "RETRY_FIRST_SEC", 0.0)
+    monkeypatch.setattr(sinks, "RETRY_MOST_SEC", 0.0)
+
+    async def by_id(number: int) -> str:
+        raise AssertionError(f"schema {number} is not in play")
+
+    codecs = Codecs({JOURNAL: 1}, {JOURNAL: schema_text("journal")}, by_id)
+    log = MemoryLog()
+    count = 60
+    await write_journal(log, codecs, count)
+    durable: dict[int, list[int]] = {partition: [] for partition in range(PARTITIONS)}
+    # Few records a poll and a low bound on what waits: inputs are paused while a write is tried again.
+    options = RuntimeOptions(poll_wait_ms=1, max_poll_records=5, max_buffered=8)
+    runtime = SinkRuntime(
+        log, codecs, ServiceSpec("sinks", (JOURNAL,), (), "f"), options, lambda partition: FlakySink(durable[partition])
+    )
+    running = asyncio.create_task(runtime.run())
+    everything = list(range(1, count + 3))
+    try:
+        async with asyncio.timeout(30):
+            while any(taken != everything for taken in durable.values()):
+                assert not running.done(), running.result()
+                await asyncio.sleep(0.001)
+    finally:
+        runtime.stop()
+        await running
+    assert runtime.write_errors > 0
+    assert runtime.stuck == []
