@@ -11,7 +11,6 @@ import tempfile
 from pathlib import Path
 from statistics import median
 
-from orderflow.capture import scan
 from rich.console import Console
 
 from tests.bench import data, pipeline, report, stages
@@ -78,8 +77,7 @@ def _arguments() -> argparse.Namespace:
 def _measure(args: argparse.Namespace, folder: Path, console: Console, skipped: dict[str, str]) -> dict[str, object]:
     wanted = set(args.only or (*stages.GROUPS, "pipeline", "latency"))
     capture = data.capture_path()
-    rounds: list[list[stages.Figure]] = []
-    calibrations = [stages.calibrate()]
+    rounds: list[tuple[float, list[stages.Figure]]] = []
     name = "synthetic market"
     if wanted & stages.GROUPS.keys():
         name, path = (
@@ -91,18 +89,19 @@ def _measure(args: argparse.Namespace, folder: Path, console: Console, skipped: 
         gc.freeze()  # the dataset is not what a service holds: collections must not walk it
         for number in range(args.rounds):
             console.print(f"round {number + 1} of {args.rounds}")
-            rounds.append(
-                [figure for group, work in stages.GROUPS.items() if group in wanted for figure in work(dataset)]
-            )
-            calibrations.append(stages.calibrate())
+            for group, work in stages.GROUPS.items():
+                if group in wanted:
+                    before = stages.calibrate()
+                    figures = work(dataset)
+                    rounds.append(((before + stages.calibrate()) / 2, figures))
         gc.unfreeze()
         del dataset
-    rounds.append(_whole(args, capture, folder, wanted, skipped))
+    rounds.append((stages.calibrate(), _whole(args, capture, folder, wanted, skipped)))
     return {
         "machine": {"python": platform.python_version(), "cores": os.cpu_count(), "load_average": os.getloadavg()},
         "data": name,
         "frames": args.frames,
-        "calibration_sec": median(calibrations),
+        "calibration_sec": median(calibration_sec for calibration_sec, _ in rounds),
         "figures": report.summarise(rounds),
         "skipped": skipped,
     }
@@ -125,9 +124,7 @@ def _whole(
                 if name == "pipeline":
                     figures += pipeline.throughput(capture, folder / name)
                 else:
-                    info = scan(capture)
-                    rate = info.frames / max(1e-9, (info.last_rx_ns - info.first_rx_ns) / 1e9)
-                    figures += pipeline.latency(capture, folder / name, rate)
+                    figures += pipeline.latency(capture, folder / name)
             except (RuntimeError, OSError, TimeoutError) as error:
                 skipped[name] = str(error)
     return figures

@@ -12,7 +12,7 @@ from orderflow.capture import scan
 from orderflow.config import Config, load
 from orderflow.ingest.capture_source import CaptureSource
 from orderflow.streaming.codec import Codecs, schema_text
-from orderflow.topics import BY_NAME, DERIVED, JOURNAL
+from orderflow.topics import BY_NAME, CVD, DERIVED, FUSION, JOURNAL, OFI, ROWS, SIGNALS
 from orderflow.verify import Cascade
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -65,8 +65,7 @@ def write_synthetic(path: Path, frames: int) -> Path:
             now_ms = market.now_ms + SYNTHETIC_STEP_MS
             for stream, payload, _ in market.advance(now_ms):
                 route = "public" if stream.partition("@")[2].startswith(("bookTicker", "depth")) else "market"
-                envelope = f'{{"stream":"{stream}","data":{payload.decode()}}}'
-                file.write(f"{now_ms * 1_000_000} {route} {envelope}\n")
+                file.write(f"{now_ms * 1_000_000} {route} {payload.decode()}\n")
                 if not written:
                     for symbol in SYNTHETIC_SYMBOLS:
                         body = market.snapshot(symbol, 1000).decode()
@@ -89,6 +88,11 @@ def build(name: str, path: Path, frames: int) -> Dataset:
         data.topics[JOURNAL].setdefault(partition, []).append((key, encode(record)))
         for topic, entries in cascades[partition].step(record).items():
             data.topics[topic].setdefault(partition, []).extend(entries)
+    empty = [topic for topic in (ROWS, OFI, CVD, FUSION, SIGNALS) if not data.topics[topic]]
+    if empty:
+        raise ValueError(
+            f"{path}: its first {frames} records give nothing on {empty[0]}, so no rate would mean anything"
+        )
     return data
 
 

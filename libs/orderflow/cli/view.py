@@ -86,7 +86,7 @@ def _symbols(watcher: Watcher) -> Table:
         last = line.signal
         table.add_row(
             symbol,
-            f"{row.get('price'):g}" if row.get("price") is not None else "-",
+            f"{row.get('price'):.12g}" if row.get("price") is not None else "-",
             _number(row.get("spread_bps")),
             _number(row.get("z_ofi")),
             _number(row.get("z_cvd")),
@@ -102,7 +102,7 @@ def _symbols(watcher: Watcher) -> Table:
 
 def _services(supervisor: Supervisor, rates: dict[str, float]) -> Table:
     table = Table(box=None, pad_edge=False)
-    for name in ("service", "records/s", "waiting", "latency p99 ms", "restarts", "state"):
+    for name in ("service", "records/s", "lag", "latency p99 ms", "restarts", "state"):
         table.add_column(name, justify="left" if name in ("service", "state") else "right")
     # Readers are started before writers; a person follows the data from the source on.
     for name, child in reversed(supervisor.children.items()):
@@ -110,12 +110,22 @@ def _services(supervisor: Supervisor, rates: dict[str, float]) -> Table:
         table.add_row(
             name,
             f"{rates.get(name, 0.0):,.0f}",
-            str(child.status.get("buffered", "-")),
+            _lag(child, supervisor),
             _number(latency.get("0.99"), 1),
             str(child.restarts),
             _state(child),
         )
     return table
+
+
+def _lag(child: Child, supervisor: Supervisor) -> str:
+    """Journal records that the recorder has numbered and this service has not yet dealt with."""
+    frontiers = child.status.get("frontiers")
+    ingestion = supervisor.children.get("ingestion")
+    seqs = ingestion.status.get("recorder", {}).get("seqs") if ingestion is not None else None
+    if not frontiers or not seqs:
+        return "-"
+    return f"{sum(max(0, seqs[partition] - frontiers.get(partition, 0)) for partition in seqs):,}"
 
 
 def _state(child: Child) -> str:
