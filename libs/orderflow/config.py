@@ -17,7 +17,7 @@ import msgspec
 import yaml
 
 from orderflow.errors import ConfigError
-from orderflow.lake.layout import LakeConfig
+from orderflow.lake.settings import LakeConfig
 from orderflow.microstructure.cvd import CvdConfig
 from orderflow.microstructure.fusion_config import FusionConfig
 from orderflow.microstructure.ofi import OfiConfig

@@ -16,9 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from lake_rows import journal, tree
 from orderflow.lake import files
-from orderflow.lake.layout import LakeConfig, avro_fields, kinds, path_part, row_kinds
+from orderflow.lake.layout import avro_fields, kinds, path_part, row_kinds
 from orderflow.lake.parquet import LakeSink, ReceiveRate
 from orderflow.lake.raw import raw_line, raw_record
+from orderflow.lake.settings import LakeConfig
 from orderflow.topics import CVD, EVENTS, FEATURE_EVENTS, FUSION, OFI, REJECTS, ROWS, SIGNALS
 
 LONGS = st.integers(-(2**63), 2**63 - 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -157,3 +158,12 @@ def test_bad_arguments_are_refused(alts: Run) -> None:
     refused(call(alts.bootstrap, *run, "--to", "soon"), "--to is 'soon'", "must be")
     refused(call(alts.bootstrap, *run, "--from", "9", "--to", "3"), "--from 9 lies behind --to 3")
     refused(call(alts.bootstrap, "verify", "--run", "/nowhere"), "/nowhere holds no run", "--run DIR")
+
+
+def test_settings_that_have_changed_since_are_named_instead_of_judged(alts: Run, tmp_path: Path) -> None:
+    shutil.copytree(alts.out, tmp_path / "run", ignore=shutil.ignore_patterns("data", "logs", "kafka"))
+    info = json.loads((tmp_path / "run" / "run.json").read_text("utf-8"))
+    info["config_fingerprint"] = "0" * 64
+    (tmp_path / "run" / "run.json").write_text(json.dumps(info), "utf-8")
+    done = call(alts.bootstrap, "verify", "--run", str(tmp_path / "run"))
+    refused(done, "began under the settings 000000000000", "restore infra/config")

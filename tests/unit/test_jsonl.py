@@ -13,7 +13,8 @@ from lake_rows import T0_MS, Item, begin, drive, ending, record, session, tick, 
 from orderflow.lake import files
 from orderflow.lake.files import LakeWriteError
 from orderflow.lake.jsonl import JsonlSink
-from orderflow.lake.layout import LakeConfig, avro_fields
+from orderflow.lake.layout import avro_fields
+from orderflow.lake.settings import LakeConfig
 from orderflow.lake.sink import CutResult, FileSink
 from orderflow.topics import SIGNALS, TICKS
 

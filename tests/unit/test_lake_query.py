@@ -16,9 +16,10 @@ import pandas as pd
 import pytest
 from lake_rows import T0_MS, begin, caused, drive, ending, journal, record, session
 from orderflow.cli import lake as cli
-from orderflow.lake.layout import LakeConfig, kinds
+from orderflow.lake.layout import kinds
 from orderflow.lake.parquet import LakeSink
 from orderflow.lake.query import LakeQueryError, connect, execute, fetch, mentioned, view_names
+from orderflow.lake.settings import LakeConfig
 from orderflow.topics import JOURNAL, OFI, ROWS
 
 SYMBOLS = ["BTCUSDT", "币安/USDT", "A_B", "a=b", "1"]

@@ -17,9 +17,10 @@ from lake_rows import T0_MS, Item, begin, caused, drive, ending, journal, record
 from orderflow.errors import OrderflowError
 from orderflow.lake import files
 from orderflow.lake.files import LakeWriteError
-from orderflow.lake.layout import LakeConfig, LakeError
+from orderflow.lake.layout import LakeError
 from orderflow.lake.parquet import LakeSink, ReceiveRate
 from orderflow.lake.raw import raw_record
+from orderflow.lake.settings import LakeConfig
 from orderflow.lake.sink import CutResult, CutSink, FileSink
 from orderflow.topics import EVENTS, JOURNAL, OFI, REJECTS, ROWS, TICKS
 

@@ -32,6 +32,8 @@ class Reached:
     prefix: str
     bootstrap: str
     out: Path | None
+    began_with: str
+    """Fingerprint of the settings that the run began with; empty where it is not known."""
 
 
 def add_run_argument(parser: argparse.ArgumentParser) -> None:
@@ -86,6 +88,7 @@ async def reach(args: argparse.Namespace, topics: list[str]) -> AsyncIterator[Re
     """Connect to the run that the arguments name; its embedded broker and registry run as long as this lasts."""
     async with AsyncExitStack() as stack:
         out: Path | None = None
+        began_with = ""
         environment = dict(os.environ)
         if args.run or not os.environ.get("KAFKA_BOOTSTRAP"):
             out = runs.resolve(args.run)
@@ -93,6 +96,7 @@ async def reach(args: argparse.Namespace, topics: list[str]) -> AsyncIterator[Re
             bootstrap, registry_url = await runs.reach(stack, out, info)
             environment = {**environment, **info.environment}
             prefix = info.topic_prefix
+            began_with = info.config_fingerprint
         else:
             runtime = load().runtime
             bootstrap, registry_url, prefix = runtime.kafka_bootstrap, runtime.schema_registry_url, runtime.topic_prefix
@@ -105,4 +109,4 @@ async def reach(args: argparse.Namespace, topics: list[str]) -> AsyncIterator[Re
         log = KafkaLog(bootstrap, client_id="orderflow-cli")
         await log.start()
         stack.push_async_callback(log.close)
-        yield Reached(log, codecs, load(environment), prefix, bootstrap, out)
+        yield Reached(log, codecs, load(environment), prefix, bootstrap, out, began_with)

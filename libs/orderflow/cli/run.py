@@ -209,6 +209,7 @@ class _Run:
             embedded_kafka=False,
             embedded_registry=False,
             environment=self._result_environment(),
+            config_fingerprint=effective_fingerprint(self.config),
         )
 
     def _check_same_settings(self, info: runs.RunInfo) -> None:

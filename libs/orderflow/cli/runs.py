@@ -28,6 +28,8 @@ class RunInfo(msgspec.Struct, kw_only=True):
     embedded_registry: bool
     environment: dict[str, str] = {}
     """Settings by environment name, so that a later verification computes with the same ones."""
+    config_fingerprint: str = ""
+    """Of the effective settings at the start: files may have changed since."""
 
 
 def save(out: Path, info: RunInfo) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 from orderflow.cli.common import add_run_argument, check_topics, reach
 from orderflow.cli.tap import moment
+from orderflow.config import effective_fingerprint
 from orderflow.errors import OrderflowError
 from orderflow.topics import DERIVED, JOURNAL
 from orderflow.verify import Span, verify
@@ -53,6 +54,12 @@ async def _verify(args: argparse.Namespace, span: Span) -> int:
     async with reach(args, [JOURNAL, *DERIVED]) as reached:
         if args.against is not None:
             await check_topics(reached.bootstrap, args.against, DERIVED)
+        effective = effective_fingerprint(reached.config)
+        if reached.began_with and reached.began_with != effective:
+            raise OrderflowError(
+                f"the run began under the settings {reached.began_with[:12]}, and these are {effective[:12]}: a recomputation "
+                "would differ for that reason alone; restore infra/config and ORDERFLOW_CONFIG as they were"
+            )
         started = time.monotonic()
         report = await verify(reached.log, reached.codecs, reached.config, reached.prefix, span, args.against)
         seconds = time.monotonic() - started

@@ -9,7 +9,8 @@ from typing import ClassVar, Final
 import msgspec
 
 from orderflow.lake import files
-from orderflow.lake.layout import JSONL_ROOT, LakeConfig, avro_fields, jsonl_path
+from orderflow.lake.layout import JSONL_ROOT, avro_fields, jsonl_path
+from orderflow.lake.settings import LakeConfig
 from orderflow.lake.sink import NS_PER_SEC, CutSink, FileWritten
 from orderflow.processor import Record
 from orderflow.topics import SIGNALS, TICKS

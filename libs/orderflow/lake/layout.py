@@ -11,9 +11,8 @@ import hashlib
 import json
 from dataclasses import dataclass
 from functools import cache
-from typing import Annotated, Any, Final
+from typing import Any, Final
 
-import msgspec
 import pyarrow as pa
 
 from orderflow.errors import OrderflowError
@@ -41,18 +40,6 @@ PAYLOAD_ENCODING: Final = "payload_encoding"
 
 class LakeError(OrderflowError):
     """The lake's files or settings do not fit."""
-
-
-class LakeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What decides the lake's files. A change changes where files are cut, so it is part of the fingerprint."""
-
-    rotate_sec: Annotated[
-        int, msgspec.Meta(ge=1, le=86_400, description="cut at ticks whose clock crosses a multiple of this, seconds")
-    ] = 60
-    max_rows: Annotated[
-        int, msgspec.Meta(ge=1, le=2_000_000, description="cut at the next tick with so many rows buffered")
-    ] = 200_000
-    zstd_level: Annotated[int, msgspec.Meta(ge=1, le=19, description="compression of the raw journal")] = 3
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,6 @@ from orderflow.lake.layout import (
     PARQUET_ROOT,
     RAW_ROOT,
     Kind,
-    LakeConfig,
     cut_name,
     kinds,
     parquet_path,
@@ -25,6 +24,7 @@ from orderflow.lake.layout import (
     row_kinds,
 )
 from orderflow.lake.raw import RawBuffer, check_frame, raw_line
+from orderflow.lake.settings import LakeConfig
 from orderflow.lake.sink import CutSink, FileWritten, decode_state
 from orderflow.processor import Record
 from orderflow.topics import CVD, EVENTS, FEATURE_EVENTS, FUSION, JOURNAL, OFI, REJECTS, ROWS, SIGNALS, TICKS

@@ -6,6 +6,7 @@ Exit codes: 0 drained and stopped; 2 a wrong setting or a failure that names its
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import logging
 import os
@@ -35,6 +36,7 @@ logger = logging.getLogger("orderflow")
 
 EXIT_FAILED: Final = 2
 EXIT_FENCED: Final = 3
+GC_ALLOCATIONS: Final = 50_000
 
 
 class Running(Protocol):
@@ -290,6 +292,11 @@ async def serve(name: str, config: Config, topics: tuple[str, ...], needs: tuple
         if drain is not None:
             # SIGTERM leaves the session open for a restart; SIGUSR1 ends it.
             loop.add_signal_handler(signal.SIGUSR1, drain)
+        # What start-up made lives as long as the process, and records are freed by reference count: collections among
+        # them would only cost.
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(GC_ALLOCATIONS, 20, 20)
         await running.run()
         logger.info("stopped")
     finally:
