@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from pathlib import Path
 
 import aiohttp
 import pytest
@@ -72,7 +73,9 @@ async def test_register_and_read_back(call):
 
 async def test_fixed_answers(call):
     assert await call("GET", "/") == (200, {})
-    assert await call("GET", "/healthz") == (200, {"status": "ok", "schemas": 0})
+    status, health = await call("GET", "/healthz")
+    assert (status, health["status"], health["schemas"]) == (200, "ok", 0)
+    assert Path(health["folder"]).is_dir()
     assert await call("GET", "/schemas/types") == (200, ["AVRO"])
     assert await call("GET", "/mode") == (200, {"mode": "READWRITE"})
     assert await call("GET", "/mode/x?defaultToGlobal=true") == (200, {"mode": "READWRITE"})

@@ -85,7 +85,7 @@ async def check_registry(url: str) -> None:
 
 async def ensure_kafka(stack: AsyncExitStack, data: Path, bootstrap: str = "") -> str:
     """A broker over `data`: the one that runs, or one started now and stopped with the stack."""
-    if bootstrap and answers(bootstrap):
+    if bootstrap and await asyncio.to_thread(_is_broker_of, data, bootstrap):
         return bootstrap
     from orderflow.kafka_embedded import EmbeddedKafka
 
@@ -100,7 +100,7 @@ async def ensure_kafka(stack: AsyncExitStack, data: Path, bootstrap: str = "") -
 
 async def ensure_registry(stack: AsyncExitStack, data: Path, url: str = "") -> str:
     """A schema registry over `data`: the one that runs, or one started now and stopped with the stack."""
-    if url and await _registry_answers(url):
+    if url and await _registry_answers(url, data):
         return url
     preferred = (urlsplit(url).port or 8081) if url else 8081
     port = free_port(preferred)
@@ -120,7 +120,7 @@ async def ensure_registry(stack: AsyncExitStack, data: Path, url: str = "") -> s
     stack.push_async_callback(_stop, process)
     loop = asyncio.get_running_loop()
     deadline = loop.time() + START_SEC
-    while not await _registry_answers(url):
+    while not await _registry_answers(url, data):
         if process.poll() is not None or loop.time() > deadline:
             words = (data / "registry.log").read_text("utf-8", "replace").strip().splitlines()
             raise OrderflowError(f"the schema registry did not start at {url}: {words[-1] if words else 'no output'}")
@@ -128,14 +128,34 @@ async def ensure_registry(stack: AsyncExitStack, data: Path, url: str = "") -> s
     return url
 
 
-async def _registry_answers(url: str) -> bool:
+def _is_broker_of(data: Path, bootstrap: str) -> bool:
+    """Whether the broker at an address is the one of this folder: another run's may have taken the port since."""
+    from orderflow.kafka_embedded import storage
+    from orderflow.kafka_embedded.probe import probe
+
+    if not data.is_dir():
+        return False
+    host, _, port = bootstrap.rpartition(":")
+    answer = probe(host, int(port))
+    return answer is not None and answer.cluster_id == storage.cluster_id(data)
+
+
+async def _registry_answers(url: str, data: Path | None = None) -> bool:
+    """Whether a registry answers; with `data`, whether it is the one of this folder.
+
+    Another run's may have taken the port since, and its ids would name other schemas.
+    """
+    path = "subjects" if data is None else "healthz"
     try:
         async with (
             aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=2)) as session,
-            session.get(f"{url.rstrip('/')}/subjects") as answer,
+            session.get(f"{url.rstrip('/')}/{path}") as answer,
         ):
-            return answer.status == 200
-    except (aiohttp.ClientError, TimeoutError, ValueError):
+            if data is None or answer.status != 200:
+                return answer.status == 200
+            folder: object = (await answer.json()).get("folder")
+            return folder == str(data.resolve())
+    except (aiohttp.ClientError, TimeoutError, ValueError, AttributeError):
         return False
 
 

@@ -16,8 +16,9 @@ from orderflow.streaming.codec import Codecs
 from orderflow.streaming.log import TP, Log, Reader
 from orderflow.topics import FUSION, PARTITIONS, SIGNALS
 
-PER_PARTITION: Final = 4
-"""Newest records of a poll that are decoded per partition; the screen needs no more."""
+NEWEST: Final = {FUSION: 4, SIGNALS: 200}
+"""Newest records of a poll that are decoded per partition. Of features the last is shown; of signals the last confirmed
+one, which is seldom the newest."""
 
 
 @dataclass(slots=True)
@@ -26,7 +27,8 @@ class SymbolLine:
 
     fusion: Record = field(default_factory=dict)
     signal: Record = field(default_factory=dict)
-    signals: int = 0
+    signal_seen_at: float = 0.0
+    """When the signal came in, seconds of the monotonic clock."""
 
 
 class Watcher:
@@ -50,7 +52,7 @@ class Watcher:
         for tp, records in (await self._reader.poll(0, 20_000)).items():
             topic = self._logical[tp.topic]
             decode = self._codecs.decoder(topic)
-            newest = [record for record in records if record.value is not None][-PER_PARTITION:]
+            newest = [record for record in records if record.value is not None][-NEWEST[topic] :]
             if newest and not self.first_feature_at:
                 self.first_feature_at = time.monotonic()
             for record in newest:
@@ -61,6 +63,7 @@ class Watcher:
                     line.fusion = row
                 elif row["confirm"]:
                     line.signal = row
+                    line.signal_seen_at = time.monotonic()
 
     async def close(self) -> None:
         if self._reader is not None:
@@ -83,7 +86,6 @@ def _symbols(watcher: Watcher) -> Table:
     for symbol in sorted(watcher.symbols):
         line = watcher.symbols[symbol]
         row = line.fusion
-        last = line.signal
         table.add_row(
             symbol,
             f"{row.get('price'):.12g}" if row.get("price") is not None else "-",
@@ -93,11 +95,18 @@ def _symbols(watcher: Watcher) -> Table:
             _number(row.get("score")),
             str(row.get("regime", "-")),
             str(row.get("book_state", "-")),
-            f"{last['strength']} {_number(last['score'])} at seq {last['seq']}" if last else "-",
+            _last_signal(line),
         )
     if not watcher.symbols:
         table.add_row("waiting for the first feature row", *[""] * 8)
     return table
+
+
+def _last_signal(line: SymbolLine) -> str:
+    if not line.signal:
+        return "-"
+    age_sec = time.monotonic() - line.signal_seen_at
+    return f"{line.signal['strength']} {_number(line.signal['score'])}, {age_sec:.0f} s ago"
 
 
 def _services(supervisor: Supervisor, rates: dict[str, float]) -> Table:
@@ -109,7 +118,7 @@ def _services(supervisor: Supervisor, rates: dict[str, float]) -> Table:
         latency = child.status.get("latency_ms") or {}
         table.add_row(
             name,
-            f"{rates.get(name, 0.0):,.0f}",
+            f"{rates[name]:,.0f}" if name in rates else "-",
             _lag(child, supervisor),
             _number(latency.get("0.99"), 1),
             str(child.restarts),

@@ -102,7 +102,7 @@ class Api:
         return _json({})
 
     async def _health(self, _: web.Request) -> web.Response:
-        return _json({"status": "ok", "schemas": self._store.schemas})
+        return _json({"status": "ok", "schemas": self._store.schemas, "folder": str(self._store.folder)})
 
     async def _contexts(self, _: web.Request) -> web.Response:
         return _json(["."])

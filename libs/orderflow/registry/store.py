@@ -83,6 +83,7 @@ class Store:
         DataError
             The folder can't be written, another registry holds it, or its file is damaged.
         """
+        self.folder = folder.resolve()
         self._path = folder / FILE
         try:
             folder.mkdir(parents=True, exist_ok=True)
