@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-for folder in (ROOT, ROOT / "tests", ROOT / "tests" / "unit"):
+for folder in (ROOT, ROOT / "tests", ROOT / "tests" / "unit", ROOT / "tests" / "replay"):
     if str(folder) not in sys.path:
         sys.path.insert(0, str(folder))
 

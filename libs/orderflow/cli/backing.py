@@ -85,7 +85,8 @@ async def check_registry(url: str) -> None:
 
 async def ensure_kafka(stack: AsyncExitStack, data: Path, bootstrap: str = "") -> str:
     """A broker over `data`: the one that runs, or one started now and stopped with the stack."""
-    if bootstrap and await asyncio.to_thread(_is_broker_of, data, bootstrap):
+    ours: bool = await asyncio.to_thread(_is_broker_of, data, bootstrap)
+    if ours:
         return bootstrap
     from orderflow.kafka_embedded import EmbeddedKafka
 
@@ -133,7 +134,7 @@ def _is_broker_of(data: Path, bootstrap: str) -> bool:
     from orderflow.kafka_embedded import storage
     from orderflow.kafka_embedded.probe import probe
 
-    if not data.is_dir():
+    if not bootstrap or not data.is_dir():
         return False
     host, _, port = bootstrap.rpartition(":")
     answer = probe(host, int(port))
