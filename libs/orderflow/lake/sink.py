@@ -8,6 +8,7 @@ same names.
 from __future__ import annotations
 
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Final, NamedTuple, Protocol
@@ -72,6 +73,7 @@ class FileSink(Protocol):
         """Go on from what `state` returned after some cut."""
         ...
 
+    @abstractmethod
     def rows_buffered(self) -> int:
         """Records that wait to be written."""
         ...
@@ -84,7 +86,7 @@ class CutState(msgspec.Struct, frozen=True):
     clock_ts_ns: int | None
 
 
-class CutSink:
+class CutSink(ABC):
     """What the sinks share: when to cut, under which numbers, and how the files of a cut get to the disk."""
 
     inputs: ClassVar[tuple[str, ...]]
@@ -113,19 +115,21 @@ class CutSink:
 
     # -- what subclasses give -------------------------------------------------------------------------------------
 
+    @abstractmethod
     def rows_buffered(self) -> int:
-        raise NotImplementedError  # pragma: no cover - abstract
+        """Records that wait to be written."""
 
+    @abstractmethod
     def _full(self) -> bool:
         """Whether so much is buffered that the next tick cuts."""
-        raise NotImplementedError  # pragma: no cover - abstract
 
+    @abstractmethod
     def _write_files(self) -> list[tuple[str, FileWritten]]:
         """Write each file; returns (kind, file) in the order of paths."""
-        raise NotImplementedError  # pragma: no cover - abstract
 
+    @abstractmethod
     def _clear(self) -> None:
-        raise NotImplementedError  # pragma: no cover - abstract
+        """Empty the buffers: what was in them is durable."""
 
     def _begin_session(self) -> None:
         """Forget what a new session must not inherit."""

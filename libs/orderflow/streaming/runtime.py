@@ -11,6 +11,7 @@ import asyncio
 import logging
 import time
 import uuid
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
@@ -364,7 +365,7 @@ class ServiceSpec:
         return f"state.{self.state_name or self.name}"
 
 
-class ServiceRuntime:
+class ServiceRuntime(ABC):
     """The loop of one service: membership, reading, stepping, snapshots. Subclassed by what is driven."""
 
     def __init__(self, log: Log, codecs: Codecs, spec: ServiceSpec, options: RuntimeOptions) -> None:
@@ -390,8 +391,9 @@ class ServiceRuntime:
 
     # -- what subclasses give -------------------------------------------------------------------------------------
 
+    @abstractmethod
     def make_task(self, partition: int) -> Any:
-        raise NotImplementedError  # pragma: no cover - abstract
+        """A task for a partition that is now owned."""
 
     async def after_advance(self) -> None:
         """Called once per poll, after every partition has advanced."""
