@@ -458,7 +458,7 @@ class _Run:
             "rejects": topics["rejects"],
             "events": topics["events"],
             "gaps": topics["events"].get("gap", 0),
-            "resyncs": topics["events"].get("resync", 0),
+            "resyncs": topics["resyncs"],
             "journal_by_kind": topics["journal"],
             "topics": topics["topics"],
             "lake": lake,

@@ -36,6 +36,7 @@ async def topic_counts(log: Log, codecs: Codecs, prefix: str) -> dict[str, Any]:
     counts: dict[str, Any] = {"topics": {}, "rows": {}, "journal": {}, "events": {}, "rejects": {}, "confirmed": 0}
     counts["first_stamp_ms"] = None
     decoders = {topic: codecs.decoder(topic) for topic in (JOURNAL, *DERIVED)}
+    synced: dict[str, int] = {}
     for topic in (JOURNAL, *DERIVED):
         total = 0
         for partition in range(PARTITIONS):
@@ -46,6 +47,11 @@ async def topic_counts(log: Log, codecs: Codecs, prefix: str) -> dict[str, Any]:
                         source = ROW_SOURCES[peek(record.value or b"")[2]]
                         counts["rows"][source] = counts["rows"].get(source, 0) + 1
                 elif topic in (EVENTS, FEATURE_EVENTS):
+                    if topic == EVENTS:
+                        for _, _, record in chunk:
+                            event = decoders[topic](record.value or b"")
+                            if event["event_type"] == "book_synced":
+                                synced[event["symbol"]] = synced.get(event["symbol"], 0) + 1
                     _count(counts["events"], (decoders[topic](r.value or b"")["event_type"] for _, _, r in chunk))
                 elif topic == REJECTS:
                     _count(counts["rejects"], (decoders[topic](r.value or b"")["reason"] for _, _, r in chunk))
@@ -56,6 +62,7 @@ async def topic_counts(log: Log, codecs: Codecs, prefix: str) -> dict[str, Any]:
                 elif topic == SIGNALS:
                     counts["confirmed"] += sum(decoders[topic](r.value or b"")["confirm"] for _, _, r in chunk)
         counts["topics"][topic] = total
+    counts["resyncs"] = sum(count - 1 for count in synced.values())
     return counts
 
 

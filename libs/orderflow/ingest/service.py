@@ -114,7 +114,7 @@ class RecorderCollector:
         families: list[Any] = [frames]
         for name, key in (
             ("ws_reconnects", "reconnects"),
-            ("dedup_hits", "duplicates"),
+            ("dropped_frames", "dropped"),
             ("conflated_frames", "conflated"),
         ):
             counter = CounterMetricFamily(name, f"{key} since the process began")
