@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import AsyncExitStack
 from pathlib import Path
 
+import pytest
 from orderflow.cli import backing
 from orderflow.registry.client import RegistryClient
 
@@ -25,6 +26,18 @@ async def test_another_runs_registry_on_the_same_port_is_not_taken_for_ours(tmp_
         assert await client.subjects() == ["only-here-value"]
         await client.close()
         assert await backing.ensure_registry(ours, tmp_path / "first", our_url) == our_url
+
+
+async def test_a_port_that_is_taken_between_the_look_and_the_start_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    look = backing.free_port
+    async with AsyncExitStack() as quicker, AsyncExitStack() as ours:
+        taken = await backing.ensure_registry(quicker, tmp_path / "quicker")
+        port = int(taken.rpartition(":")[2])
+        monkeypatch.setattr(backing, "free_port", lambda preferred=0: port if preferred else look())
+        url = await backing.ensure_registry(ours, tmp_path / "ours", f"http://127.0.0.1:{port}")
+        assert url != taken
 
 
 def test_a_port_with_nothing_or_something_else_behind_is_no_broker_of_ours(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from orderflow.paths import ROOT
 
 START_SEC: Final = 20.0
 STOP_SEC: Final = 10.0
+START_ATTEMPTS: Final = 3
 
 
 def free_port(preferred: int = 0, host: str = "127.0.0.1") -> int:
@@ -88,13 +89,19 @@ async def ensure_kafka(stack: AsyncExitStack, data: Path, bootstrap: str = "") -
     ours: bool = await asyncio.to_thread(_is_broker_of, data, bootstrap)
     if ours:
         return bootstrap
-    from orderflow.kafka_embedded import EmbeddedKafka
+    from orderflow.kafka_embedded import EmbeddedKafka, PortTakenError
 
     preferred = int(bootstrap.rpartition(":")[2]) if bootstrap else 9092
-    broker = EmbeddedKafka(data, port=free_port(preferred))
-    # Before the start: one that is cancelled goes on in its thread, and must be stopped all the same.
-    stack.push_async_callback(asyncio.to_thread, broker.stop)
-    await asyncio.to_thread(broker.start)
+    for attempt in range(START_ATTEMPTS):
+        broker = EmbeddedKafka(data, port=free_port(0 if attempt else preferred))
+        # Before the start: one that is cancelled goes on in its thread, and must be stopped all the same.
+        stack.push_async_callback(asyncio.to_thread, broker.stop)
+        try:
+            await asyncio.to_thread(broker.start)
+            break
+        except PortTakenError:  # somebody was quicker between the look and the start
+            if attempt == START_ATTEMPTS - 1:
+                raise
     address: str = broker.bootstrap
     return address
 
@@ -104,7 +111,18 @@ async def ensure_registry(stack: AsyncExitStack, data: Path, url: str = "") -> s
     if url and await _registry_answers(url, data):
         return url
     preferred = (urlsplit(url).port or 8081) if url else 8081
-    port = free_port(preferred)
+    for attempt in range(START_ATTEMPTS):
+        port = free_port(0 if attempt else preferred)
+        try:
+            return await _start_registry(stack, data, port)
+        except OrderflowError:
+            # Somebody may have been quicker between the look and the start; whatever else it is comes again.
+            if attempt == START_ATTEMPTS - 1:
+                raise
+    raise AssertionError("unreachable")  # pragma: no cover - the loop returns or raises
+
+
+async def _start_registry(stack: AsyncExitStack, data: Path, port: int) -> str:
     url = f"http://127.0.0.1:{port}"
     data.mkdir(parents=True, exist_ok=True)
     log = (data / "registry.log").open("ab")
