@@ -13,7 +13,7 @@ from orderflow.registry.client import RegistryClient
 async def test_another_runs_registry_on_the_same_port_is_not_taken_for_ours(tmp_path: Path) -> None:
     schema = '{"type":"record","name":"R","fields":[{"name":"x","type":"int"}]}'
     async with AsyncExitStack() as first:
-        url = await backing.ensure_registry(first, tmp_path / "first")
+        url = await backing.ensure_registry(first, tmp_path / "first", f"http://127.0.0.1:{backing.free_port()}")
         client = RegistryClient(url)
         await client.register("only-here-value", schema)
         await client.close()
