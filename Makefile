@@ -52,6 +52,7 @@ bench: setup ## measured rates of every stage, as a table and as JSON
 lock: setup ## resolve the dependencies anew and pin them with hashes
 	@cd infra/requirements && ../../$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-annotate run.in -o run.txt
 	@cd infra/requirements && ../../$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-annotate -c run.txt dev.in -o dev.txt
+	@cd infra/requirements && ../../$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-annotate -c run.txt services.in -o services.txt
 
 clean: ## remove the virtual environment and every run
 	@rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache build
