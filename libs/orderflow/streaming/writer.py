@@ -7,7 +7,6 @@ could be stored without it, a hole that no restart would see. What gathers meanw
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable
 from typing import Final
 
@@ -110,11 +109,11 @@ class Writer:
         LogError
             As `ship`, or `deadline_sec` has passed.
         """
-        until = None if deadline_sec is None else time.monotonic() + deadline_sec
+        until = None if deadline_sec is None else asyncio.get_running_loop().time() + deadline_sec
         self._start_ready()
         self._check()
         while self._batches:
-            if until is not None and time.monotonic() > until:
+            if until is not None and asyncio.get_running_loop().time() > until:
                 raise LogError(f"{self._batches} batches were not acknowledged within {deadline_sec:g} s: broker away?")
             await self._wait()
 
@@ -135,7 +134,7 @@ class Writer:
                 self._start(tp, lane)
 
     def _start(self, tp: TP, lane: _Lane) -> None:
-        lane.since = time.monotonic()
+        lane.since = asyncio.get_running_loop().time()
         # A task of its own: whoever waits here may be cancelled, a batch on its way may not.
         lane.task = asyncio.get_running_loop().create_task(self._deliver(tp, lane, lane.open.pop(0)))
 
@@ -164,7 +163,7 @@ class Writer:
         if not self._batches:
             return
         oldest = min((lane.since for lane in self._lanes.values() if lane.task is not None), default=None)
-        if oldest is not None and time.monotonic() - oldest > self._patience_sec:
+        if oldest is not None and asyncio.get_running_loop().time() - oldest > self._patience_sec:
             raise LogError(
                 f"the broker has acknowledged nothing for {self._patience_sec:g} s: look at it; this process ends and "
                 "goes on where it stood once restarted"
