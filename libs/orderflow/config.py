@@ -29,7 +29,10 @@ from orderflow.venues.binance.normaliser import NormaliserConfig
 class IngestionConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The recorder's settings. They decide what is journalled, never what is computed from it."""
 
-    source: Literal["live", "sim", "capture"] = "sim"
+    source: Literal["live", "sim", "capture", "auto"] = "sim"
+    """auto: sim where the simulated exchange answers at `sim_address`, else live."""
+    sim_address: str = ""
+    """host:port of the simulated exchange that `auto` looks for."""
     symbols: tuple[str, ...] = ("BTCUSDT", "ETHUSDT")
     """Empty for a capture: every symbol in it."""
     capture: str = ""
@@ -113,6 +116,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 ENVIRONMENT: Final[dict[str, tuple[str, str]]] = {
     "SYMBOLS": ("ingestion", "symbols"),
     "SOURCE": ("ingestion", "source"),
+    "SIM_ADDRESS": ("ingestion", "sim_address"),
     "CAPTURE": ("ingestion", "capture"),
     "SPEED": ("ingestion", "speed"),
     "INGEST_SHARD": ("ingestion", "shard"),

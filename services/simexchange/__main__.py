@@ -37,7 +37,7 @@ def parser(environment: Mapping[str, str]) -> argparse.ArgumentParser:
     options = argparse.ArgumentParser(prog="python -m services.simexchange", description=__doc__)
 
     def add(name: str, variable: str, default: Any, text: str, **rest: Any) -> None:
-        options.add_argument(name, default=environment.get(variable, default), help=f"{text} ({variable})", **rest)
+        options.add_argument(name, default=environment.get(variable) or default, help=f"{text} ({variable})", **rest)
 
     add("--host", "SIM_HOST", "127.0.0.1", "address to listen on")
     add("--port", "SIM_PORT", DEFAULT_PORT, "port for sockets and REST; 0: any", type=int)

@@ -20,6 +20,7 @@ COMMANDS: Final = {
     "kafka": "orderflow.cli.kafka",
     "init": "orderflow.cli.init",
     "config": "orderflow.cli.config",
+    "doctor": "orderflow.cli.doctor",
 }
 """Sub-command -> module with `add_parser(subparsers)` and `run(args) -> int`."""
 

@@ -10,12 +10,14 @@ import asyncio
 from collections.abc import Callable
 from typing import Any, Protocol
 
+import msgspec
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
 from orderflow.config import Config
 from orderflow.errors import ConfigError
 from orderflow.ingest.capture_recorder import CaptureRecorder
+from orderflow.ingest.choice import settled
 from orderflow.pipeline import BY_NAME
 from orderflow.streaming.codec import Codecs
 from orderflow.streaming.kafka_log import KafkaLog
@@ -131,6 +133,7 @@ def build(
     config: Config, log: KafkaLog, codecs: Codecs
 ) -> tuple[Running, CollectorRegistry, Callable[[], dict[str, Any]]]:
     """Wire the service; see `orderflow.streaming.service.Build`."""
+    config = msgspec.structs.replace(config, ingestion=settled(config.ingestion))
     try:
         partitions = shard_partitions(config.ingestion.shard, PARTITIONS)
     except ValueError as error:

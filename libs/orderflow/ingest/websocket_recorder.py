@@ -151,9 +151,8 @@ class WebsocketRecorder:
     _pump_until_empty = False
 
     async def _open_journal(self) -> None:
-        identity = hashlib.sha256(
-            msgspec.json.encode([self._config.source, self._symbols, self._config.tick_ms])
-        ).hexdigest()[:12]
+        settings = msgspec.json.encode([self._config.source, self._symbols, self._config.tick_ms])
+        identity = f"{self._config.source}-{hashlib.sha256(settings).hexdigest()[:12]}"
         before = await self._journal.tails()
         going_on = next(
             (
