@@ -14,27 +14,48 @@ from typing import Any, Final
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRebalanceListener
 from aiokafka.coordinator.assignors.range import RangePartitionAssignor
 from aiokafka.errors import (
+    BrokerResponseError,
     CommitFailedError,
+    GroupAuthorizationFailedError,
     IllegalStateError,
-    KafkaConnectionError,
+    InvalidProducerEpoch,
+    InvalidProducerIdMapping,
     KafkaError,
     OffsetOutOfRangeError,
+    OutOfOrderSequenceNumber,
+    ProducerFenced,
+    TopicAuthorizationFailedError,
+    UnknownProducerId,
 )
 from aiokafka.structs import OffsetAndMetadata, TopicPartition
 
-from orderflow.errors import LogError
+from orderflow.errors import BrokerAwayError, LogError
 from orderflow.streaming.log import TP, Batch, LogRecord
 
 logger = logging.getLogger(__name__)
 
 MAX_BATCH_BYTES: Final = 512 << 10
 MAX_REQUEST_BYTES: Final = 8 << 20
-REQUEST_TIMEOUT_MS: Final = 30_000
+REQUEST_TIMEOUT_MS: Final = 15_000
+"""A broker that hangs is given up for another one after this; above the time that joining a group may take."""
 CONNECT_PATIENCE_SEC: Final = 30.0
+WATCH_SEC: Final = 1.0
+WATCH_ANSWER_SEC: Final = 3.0
+MISSED_ANSWERS: Final = 2
+"""In a row, before the broker counts as away: one may be missed because this very process stood still."""
 GROUP_SESSION_MS: Final = 10_000
 GROUP_HEARTBEAT_MS: Final = 300
 COMMIT_SEC: Final = 10.0
 CLOSE_SEC: Final = 5.0
+SPENT_PRODUCER: Final = (
+    InvalidProducerEpoch,
+    InvalidProducerIdMapping,
+    OutOfOrderSequenceNumber,
+    ProducerFenced,
+    UnknownProducerId,
+)
+"""The broker has lost or refuses this producer's numbering: only a new one can write again."""
+REFUSALS: Final = (GroupAuthorizationFailedError, TopicAuthorizationFailedError)
 PARTITION_FETCH_BYTES: Final = 256 << 10
 """What is fetched ahead of a partition at most: the lake reads 120 of them within its memory limit."""
 
@@ -77,8 +98,14 @@ class KafkaReader:
         except OffsetOutOfRangeError as error:
             raise LogError(
                 f"a position lies outside the retained data: {error.args}; retention has passed it, or the topic was "
-                "made anew: start with --rebuild, or from the lake"
+                "made anew: set STATE_REBUILD=true to compute the state from the oldest input that is kept, or start from "
+                "the lake"
             ) from error
+        except KafkaError as error:
+            raise BrokerAwayError(f"reading failed: {error!r}; see whether the broker runs") from error
+        if not got and self._consumer._fetcher.error_future.done():
+            # The client's own loop has ended on something it did not foresee; it would return nothing for ever.
+            raise BrokerAwayError("the client has stopped fetching: its log line before this one says why")
         by_native = self._by_native
         return {by_native[tp]: records for tp, records in got.items()}
 
@@ -93,7 +120,7 @@ class KafkaReader:
         self._consumer.resume(*(TopicPartition(*tp) for tp in tps))
 
     async def close(self) -> None:
-        await self._consumer.stop()
+        await _bounded(self._consumer.stop(), "reader")
 
 
 class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]
@@ -147,7 +174,8 @@ class KafkaMembership:
             try:
                 await self._consumer.getmany(timeout_ms=0)
             except KafkaError as error:
-                self.failure = LogError(f"the consumer group refused this member: {error!r}")
+                kind = LogError if isinstance(error, REFUSALS) else BrokerAwayError
+                self.failure = kind(f"the consumer group refused this member: {error!r}")
                 self.changed.set()
                 return
 
@@ -185,10 +213,10 @@ async def _start(client: Any) -> None:
         try:
             await client.start()
             return
-        except KafkaConnectionError as error:
-            if loop.time() > deadline:
-                await client.stop()
-                raise LogError(
+        except KafkaError as error:
+            if loop.time() > deadline or not error.retriable:
+                await _bounded(client.stop(), "client")
+                raise BrokerAwayError(
                     f"no Kafka broker answered at {client._client._bootstrap_servers!r} for {CONNECT_PATIENCE_SEC:g} s: "
                     f"{error}; start one with `orderflow kafka up` or set KAFKA_BOOTSTRAP"
                 ) from error
@@ -203,14 +231,19 @@ class KafkaLog:
         self._client_id = client_id
         self._compression = compression
         self._producer: Any = None
+        self._spent = False
+        self._renewing = asyncio.Lock()
         self._admin: Any = None
+        self._watch: asyncio.Task[None] | None = None
+        self._away_since: float | None = None
+        self._background: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
-        """Connect.
+        """Connect, and watch from then on whether the broker answers.
 
         Raises
         ------
-        LogError
+        BrokerAwayError
             No broker answers within 30 s.
         """
         self._admin = AIOKafkaConsumer(
@@ -219,7 +252,11 @@ class KafkaLog:
             request_timeout_ms=REQUEST_TIMEOUT_MS,
         )
         await _start(self._admin)
-        self._producer = AIOKafkaProducer(
+        self._producer = await self._new_producer()
+        self._watch = asyncio.create_task(self._watch_broker())
+
+    async def _new_producer(self) -> Any:
+        producer = AIOKafkaProducer(
             bootstrap_servers=self._bootstrap,
             client_id=self._client_id,
             enable_idempotence=True,
@@ -229,19 +266,75 @@ class KafkaLog:
             compression_type=self._compression,
             request_timeout_ms=REQUEST_TIMEOUT_MS,
         )
-        await _start(self._producer)
+        await _start(producer)
+        return producer
+
+    @property
+    def reachable(self) -> bool:
+        """Whether a broker has answered lately."""
+        return self._away_since is None
+
+    async def _watch_broker(self) -> None:
+        """Ask for metadata once a second: the client library retries for ever and tells nobody in one line."""
+        loop = asyncio.get_running_loop()
+        missed = 0
+        while True:
+            await asyncio.sleep(WATCH_SEC)
+            asked_at = loop.time()
+            if await self._answers():
+                missed = 0
+                if self._away_since is not None:
+                    logger.warning(
+                        "the broker at %s is back after %.1f s", self._bootstrap, loop.time() - self._away_since
+                    )
+                    self._away_since = None
+                continue
+            missed += 1
+            if missed == MISSED_ANSWERS:
+                self._away_since = asked_at
+                logger.warning(
+                    "no broker answers at %s: waiting for it, nothing is lost meanwhile; see whether it runs",
+                    self._bootstrap,
+                )
+
+    async def _answers(self) -> bool:
+        try:
+            async with asyncio.timeout(WATCH_ANSWER_SEC):
+                return bool(await self._admin._client.force_metadata_update())
+        except (KafkaError, TimeoutError):
+            return False
 
     def batch(self) -> KafkaBatch:
         return KafkaBatch(self._producer.create_batch())
 
     async def send(self, batch: Batch, tp: TP) -> asyncio.Future[int]:
         assert isinstance(batch, KafkaBatch)
+        if self._spent:
+            await self._renew()
         batch.builder.close()  # closed batches leave at once instead of lingering
         try:
             native = await self._producer.send_batch(batch.builder, tp.topic, partition=tp.partition)
         except KafkaError as error:
-            raise LogError(f"{tp.topic}[{tp.partition}]: batch of {len(batch)} not sent: {error!r}") from error
+            raise BrokerAwayError(f"{tp.topic}[{tp.partition}]: batch of {len(batch)} not sent: {error!r}") from error
+        native.add_done_callback(self._judge)
         return _delivery(native, tp)
+
+    def _judge(self, done: asyncio.Future[Any]) -> None:
+        """Note where the producer itself is of no use any more; whoever waits for the batch learns of it too."""
+        error = None if done.cancelled() else done.exception()
+        if error is not None and (isinstance(error, SPENT_PRODUCER) or self._producer._sender.sender_task.done()):
+            self._spent = True
+
+    async def _renew(self) -> None:
+        async with self._renewing:
+            if not self._spent:
+                return
+            logger.warning("the broker has refused this producer's numbering: going on with a new producer")
+            old, self._producer = self._producer, await self._new_producer()
+            self._spent = False
+            closing = asyncio.create_task(_bounded(old.stop(), "producer"))
+            self._background.add(closing)
+            closing.add_done_callback(self._background.discard)
 
     async def begin_offsets(self, tps: Iterable[TP]) -> dict[TP, int]:
         try:
@@ -258,7 +351,7 @@ class KafkaLog:
         return {TP(tp.topic, tp.partition): offset for tp, offset in got.items()}
 
     def _no_offsets(self, error: KafkaError) -> LogError:
-        return LogError(
+        return BrokerAwayError(
             f"the broker at {self._bootstrap!r} did not tell its offsets within {REQUEST_TIMEOUT_MS // 1000} s: {error}; "
             "see whether it runs"
         )
@@ -288,6 +381,9 @@ class KafkaLog:
         return membership
 
     async def close(self) -> None:
+        if self._watch is not None:
+            self._watch.cancel()
+            await asyncio.gather(self._watch, return_exceptions=True)
         if self._producer is not None:
             await _bounded(self._producer.stop(), "producer")
         if self._admin is not None:
@@ -317,7 +413,10 @@ def _delivery(native: asyncio.Future[Any], tp: TP) -> asyncio.Future[int]:
         if error is None:
             delivery.set_result(done.result().offset)
         else:
-            failure = LogError(f"{tp.topic}[{tp.partition}]: a batch was not acknowledged: {error!r}")
+            # What the broker has refused for what it is will be refused again; all else may pass.
+            refused = isinstance(error, BrokerResponseError) and not error.retriable
+            kind = LogError if refused and not isinstance(error, SPENT_PRODUCER) else BrokerAwayError
+            failure = kind(f"{tp.topic}[{tp.partition}]: a batch was not acknowledged: {error!r}")
             failure.__cause__ = error
             delivery.set_exception(failure)
             delivery.exception()  # whoever awaits still gets it; a closing process is spared the warning

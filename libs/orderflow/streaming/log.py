@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple, Protocol, TypeAlias
 
-from orderflow.errors import LogError
+from orderflow.errors import BrokerAwayError, LogError
 
 Headers: TypeAlias = Sequence[tuple[str, bytes]]
 
@@ -107,6 +107,11 @@ class Membership(Protocol):
 class Log(Protocol):
     """Append, read from a position, position."""
 
+    @property
+    def reachable(self) -> bool:
+        """Whether a broker has answered lately."""
+        ...
+
     def batch(self) -> Batch: ...
 
     async def send(self, batch: Batch, tp: TP) -> asyncio.Future[int]:
@@ -138,7 +143,7 @@ async def read_ranges(
 
     Raises
     ------
-    LogError
+    BrokerAwayError
         No position made progress for `max_idle_polls` polls.
     """
     found: dict[TP, list[LogRecord]] = {tp: [] for tp in ranges}
@@ -159,7 +164,7 @@ async def read_ranges(
                     del open_ranges[tp]
                     reader.pause([tp])
             if idle > max_idle_polls:
-                raise LogError(f"no progress reading {sorted(open_ranges)}: is the broker in trouble?")
+                raise BrokerAwayError(f"no progress reading {sorted(open_ranges)}: is the broker in trouble?")
     finally:
         await reader.close()
     return found

@@ -159,6 +159,8 @@ class MemoryLog:
         self._appended = asyncio.Event()
         self._groups: dict[tuple[str, tuple[str, ...]], _Group] = {}
 
+    reachable = True
+
     def batch(self) -> MemoryBatch:
         return MemoryBatch(self._max_batch_bytes)
 

@@ -18,6 +18,7 @@ import msgspec
 
 from orderflow.errors import FencedError, LogError
 from orderflow.processor import Record
+from orderflow.streaming import crash
 from orderflow.streaming.codec import Codecs
 from orderflow.streaming.journal import EPOCH_HEADER, OPEN_KIND, JournalView, epoch_of
 from orderflow.streaming.log import TP, Log, LogRecord, read_ranges
@@ -86,6 +87,7 @@ class JournalWriter:
             self.epoch = 1 + max((epoch for epoch, _ in before.values()), default=0)
             self._headers = [(EPOCH_HEADER, str(self.epoch).encode())]
             own = await self._append_opens(session, now_ns)
+            crash.point("journal-opened")
             tails = await self._tails(own)
             if all(epoch < self.epoch for epoch, _ in tails.values()):
                 for partition, tp in self._tps.items():

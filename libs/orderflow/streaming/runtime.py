@@ -16,8 +16,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
-from orderflow.errors import LogError, OrderflowError
+from orderflow.errors import BrokerAwayError, LogError, OrderflowError
 from orderflow.processor import Processor, Record
+from orderflow.streaming import crash
 from orderflow.streaming.codec import Codecs, peek
 from orderflow.streaming.journal import JournalView, epoch_of, session_of
 from orderflow.streaming.log import TP, Log, LogRecord, Membership, Reader, read_ranges
@@ -45,6 +46,10 @@ TAIL_RECORDS: Final = 1000
 NOTHING: Final = (-1, -1)
 STOP_SEC: Final = 6.0
 """What is left of the ten seconds of a stop for the last snapshot."""
+STALLED_SEC: Final = 5.0
+"""A batch unacknowledged for this long: the service is not ready, though a broker answers."""
+RETRY_FIRST_SEC: Final = 0.2
+RETRY_MOST_SEC: Final = 5.0
 CONTROL_KINDS: Final = frozenset({"config", "end"})
 
 
@@ -59,6 +64,8 @@ class RuntimeOptions:
     max_buffered: int = 20_000
     """Records of one input that may wait for another input before the faster one is paused."""
     rebuild: bool = False
+    broker_patience_sec: float = 600.0
+    """How long a broker may be away, or fail again and again, before the process gives up."""
 
 
 @dataclass(slots=True)
@@ -66,7 +73,6 @@ class Stats:
     """Figures of a running service, read by its metrics; plain numbers so that hot paths stay cheap."""
 
     records_in: int = 0
-    records_out: int = 0
     suppressed: int = 0
     duplicates: int = 0
     stale_epoch: int = 0
@@ -75,7 +81,11 @@ class Stats:
     snapshots: int = 0
     recoveries: int = 0
     recovery_sec: float = 0.0
+    broker_losses: int = 0
+    """Times that this process began again from its snapshots because the broker had failed it."""
     last_snapshot_at: float = 0.0
+    owned_at: float = 0.0
+    """When partitions were last taken over; what they recovered from is older than any snapshot made since."""
     buffered: int = 0
     newest_clock_ms: float = 0.0
     latency_samples_ms: list[float] = field(default_factory=list)
@@ -121,6 +131,8 @@ class PartitionBase:
         self.epoch = 0
         """Epoch of the newest journal record processed; the view's own may be ahead of it."""
         self.clock_ts_ns = 0
+        self.lineage = 0
+        """See `Commit.lineage`."""
         self.row_filter: frozenset[int] | None = None
         """Where set: enum indices of the third field that are wanted of `market.rows`; others only keep their place."""
         self.filtered_topic = ""
@@ -171,6 +183,7 @@ class PartitionBase:
 
     def restore_inputs(self, commit: Commit) -> None:
         """Set inputs to where a snapshot left them."""
+        self.lineage = commit.lineage
         for position in commit.inputs:
             each = self.by_topic[position.topic]
             each.next_offset = position.next_offset
@@ -222,6 +235,7 @@ class PartitionBase:
             fingerprint=fingerprint,
             clock_ts_ns=self.clock_ts_ns,
             epoch=self.epoch,
+            lineage=self.lineage,
         )
 
 
@@ -258,6 +272,7 @@ class ProcessorTask(PartitionBase):
         released = self.merger.run(limit)
         if released:
             self._step_all(released)
+            crash.point("stepped")
             self.stats.records_in += len(released)
             self._stamp_ms = released[-1][3].timestamp
             self.stats.sample_latency(time.time() * 1000 - self._stamp_ms)
@@ -375,7 +390,8 @@ class ServiceRuntime(ABC):
         self.options = options
         self.stats = Stats()
         self.tasks: dict[int, Any] = {}
-        self.ready = False
+        self._owning = False
+        """Whether partitions are owned, recovered and read."""
         self._membership: Membership | None = None
         self._reader: Reader | None = None
         self._paused: set[TP] = set()
@@ -384,10 +400,13 @@ class ServiceRuntime(ABC):
         self._unfinished: set[int] = set()
         """Partitions to look at though nothing new has come: not looked at yet, not at rest yet, a cut to make."""
         self._stopping = asyncio.Event()
+        self._limit: asyncio.Timeout | None = None
+        self._retry_sec = RETRY_FIRST_SEC
+        self._failing_since: float | None = None
         self._instance = uuid.uuid4().hex[:12]
         self._snapshot_count = 0
         self._logical: dict[str, str] = {self.physical(topic): topic for topic in spec.inputs}
-        self.state_writer = Writer(log)
+        self.state_writer = Writer(log, patience_sec=options.broker_patience_sec)
 
     # -- what subclasses give -------------------------------------------------------------------------------------
 
@@ -409,9 +428,23 @@ class ServiceRuntime(ABC):
     def physical(self, topic: str) -> str:
         return self.options.prefix + topic
 
+    @property
+    def writers(self) -> list[Writer]:
+        """Everything that this service writes through."""
+        return [self.state_writer]
+
+    @property
+    def ready(self) -> bool:
+        """Whether partitions are owned and worked on, and the broker takes and gives."""
+        return self._owning and self.log.reachable and all(writer.waiting_sec < STALLED_SEC for writer in self.writers)
+
     def stop(self) -> None:
-        """Drain what has been read, snapshot, and return from `run`."""
+        """Drain what has been read, snapshot, and return from `run`; within bounds, even if the broker is away."""
+        if self._stopping.is_set():
+            return
         self._stopping.set()
+        if self._limit is not None:
+            self._limit.reschedule(asyncio.get_running_loop().time() + STOP_SEC)
 
     @property
     def drained(self) -> bool:
@@ -419,44 +452,96 @@ class ServiceRuntime(ABC):
         return self.ready and bool(self.tasks) and all(task.settled for task in self.tasks.values())
 
     async def run(self) -> None:
-        """Until `stop`, or a failure.
+        """Until `stop`, or a failure. A broker that is away is waited for; then all goes on from the snapshots.
 
         Raises
         ------
         OrderflowError
-            The broker lost a write, an input is damaged, or a step failed: the process must end and start anew.
+            An input is damaged, a step failed, or the broker stayed away beyond the patience: the process must end.
         """
-        topics = [self.physical(topic) for topic in self.spec.inputs]
-        self._membership = await self.log.join(f"{self.options.prefix}orderflow.{self.spec.name}", topics)
-        next_snapshot = time.monotonic() + self.options.snapshot_sec
         try:
-            while not self._stopping.is_set():
-                if self._membership.failure is not None:
-                    raise self._membership.failure
-                if self._membership.changed.is_set():
-                    await self._reassign()
-                if self._reader is None:
-                    await self._idle()
-                    continue
-                busy = await self._round(self._reader)
-                if time.monotonic() >= next_snapshot:
-                    await self.snapshot(sorted(self.tasks))
-                    next_snapshot = time.monotonic() + self.options.snapshot_sec
-                if busy:
-                    await asyncio.sleep(0)
-            if self._reader is not None:
-                async with asyncio.timeout(STOP_SEC):
-                    await self.snapshot(sorted(self.tasks))
+            async with asyncio.timeout(None) as self._limit:
+                while not self._stopping.is_set():
+                    try:
+                        await self._work()
+                    except BrokerAwayError as error:
+                        await self._begin_again(error)
         except TimeoutError as error:
             raise LogError(
                 f"{self.spec.name}: the last snapshot was not acknowledged within {STOP_SEC:g} s of the stop; nothing is "
                 "lost: the next start goes on from the one before"
             ) from error
         finally:
-            self.ready = False
-            if self._reader is not None:
-                await self._reader.close()
-            await self._membership.close()
+            self._limit = None
+            await self._let_go()
+
+    async def _work(self) -> None:
+        """Join the group, take over partitions, process; return at a stop with everything saved."""
+        topics = [self.physical(topic) for topic in self.spec.inputs]
+        if self._membership is None:
+            self._membership = await self.log.join(f"{self.options.prefix}orderflow.{self.spec.name}", topics)
+        next_snapshot = time.monotonic() + self.options.snapshot_sec
+        while not self._stopping.is_set():
+            if self._membership.failure is not None:
+                raise self._membership.failure
+            if self._membership.changed.is_set():
+                await self._reassign()
+            if self._reader is None:
+                await self._idle()
+                continue
+            busy = await self._round(self._reader)
+            if time.monotonic() >= next_snapshot:
+                await self.snapshot(sorted(self.tasks))
+                next_snapshot = time.monotonic() + self.options.snapshot_sec
+                self._retry_sec, self._failing_since = RETRY_FIRST_SEC, None
+            if busy:
+                await asyncio.sleep(0)
+        crash.point("stopping")
+        if self._reader is not None:
+            await self.snapshot(sorted(self.tasks))
+
+    async def _begin_again(self, error: BrokerAwayError) -> None:
+        """Forget what the broker may not have taken, wait, and let everything be recovered from the snapshots.
+
+        What is still under way can arrive later: it is the same as what will be written again, and dropped as such.
+        """
+        now = time.monotonic()
+        self._failing_since = self._failing_since or now
+        if now - self._failing_since > self.options.broker_patience_sec:
+            raise error
+        logger.warning("%s: %s; beginning again from the newest snapshots", self.spec.name, error)
+        self.stats.broker_losses += 1
+        await self._let_go()
+        self.tasks.clear()
+        for writer in self.writers:
+            writer.abandon()
+        self.renew_writers()
+        while not self._stopping.is_set():
+            await self._pause(self._retry_sec)
+            self._retry_sec = min(RETRY_MOST_SEC, 2 * self._retry_sec)
+            if self.log.reachable or time.monotonic() - self._failing_since > self.options.broker_patience_sec:
+                return
+
+    def renew_writers(self) -> None:
+        """Make new writers in the place of abandoned ones."""
+        self.state_writer = Writer(self.log, patience_sec=self.options.broker_patience_sec)
+
+    async def _pause(self, pause_sec: float) -> None:
+        try:
+            async with asyncio.timeout(pause_sec):
+                await self._stopping.wait()
+        except TimeoutError:
+            pass
+
+    async def _let_go(self) -> None:
+        """Close the reader and leave the group."""
+        self._owning = False
+        reader, self._reader = self._reader, None
+        membership, self._membership = self._membership, None
+        if reader is not None:
+            await reader.close()
+        if membership is not None:
+            await membership.close()
 
     async def _idle(self) -> None:
         assert self._membership is not None
@@ -471,6 +556,8 @@ class ServiceRuntime(ABC):
         options = self.options
         got = await reader.poll(1 if self._more_due else options.poll_wait_ms, options.max_poll_records)
         self.stats.polls += 1
+        if got:
+            crash.point("polled")
         # What waits in a partition becomes due only by what arrives in it, so the others need no look.
         active = self._unfinished
         for tp, records in got.items():
@@ -526,10 +613,11 @@ class ServiceRuntime(ABC):
         kept = assigned & self.tasks.keys()
         if assigned == self.tasks.keys() and self._reader is not None:
             return
-        self.ready = False
+        self._owning = False
         if self._reader is not None:
             await self._reader.close()
             self._reader = None
+        crash.point("rebalance")
         for partition in list(self.tasks):
             if partition not in assigned:
                 del self.tasks[partition]
@@ -546,7 +634,9 @@ class ServiceRuntime(ABC):
                 for each in task.merger.inputs
             }
         )
-        self.ready = True
+        crash.point("recovered")
+        self._owning = True
+        self.stats.owned_at = time.time()
         logger.info("%s owns partitions %s", self.spec.name, sorted(self.tasks))
 
     async def _recover(self, partitions: Sequence[int]) -> None:
@@ -559,6 +649,7 @@ class ServiceRuntime(ABC):
         begins = await self.log.begin_offsets(
             TP(self.physical(topic), partition) for topic in self.spec.inputs for partition in partitions
         )
+        crash.point("recovering")
         for partition in partitions:
             task = self.make_task(partition)
             for topic in self.spec.inputs:
@@ -572,6 +663,8 @@ class ServiceRuntime(ABC):
                 self._check_retained(restored, begins, partition)
                 self.restore_task(task, restored)
                 self.stats.recoveries += 1
+            elif restored is not None:
+                task.lineage = restored.commit.lineage + 1
             self.tasks[partition] = task
         self.stats.recovery_sec = time.monotonic() - started
 
@@ -640,6 +733,9 @@ class ServiceRuntime(ABC):
         now_ms = int(time.time() * 1000)
         for key, value, headers in encode_parts(snapshot_id, states):
             self.state_writer.append(tp, key, value, now_ms, headers)
+        if crash.due("snapshot-half"):
+            await self.state_writer.flush()
+            crash.die("snapshot-half")
         key, value, headers = encode_commit(snapshot_id, commit(first_offset, len(states)))
         self.state_writer.append(tp, key, value, now_ms, headers)
 
@@ -670,7 +766,7 @@ class ProcessorRuntime(ServiceRuntime):
     ) -> None:
         super().__init__(log, codecs, spec, options)
         self._make = make
-        self._writer = Writer(log)
+        self._writer = Writer(log, patience_sec=options.broker_patience_sec)
         self._row_filter = row_filter
         self._filtered_topic = filtered_topic
 
@@ -680,13 +776,21 @@ class ProcessorRuntime(ServiceRuntime):
         task.filtered_topic = self._filtered_topic
         return task
 
+    @property
+    def writers(self) -> list[Writer]:
+        return [self.state_writer, self._writer]
+
+    def renew_writers(self) -> None:
+        super().renew_writers()
+        self._writer = Writer(self.log, patience_sec=self.options.broker_patience_sec)
+
     async def after_advance(self) -> None:
         await self._writer.ship()
-        self.stats.records_out = self._writer.records_sent
 
     async def snapshot(self, partitions: Sequence[int]) -> None:
         """Outputs first, then state, then offsets: each step may be lost without harm to the one before."""
         await self._writer.flush()
+        crash.point("snapshot-flushed")
         positions: dict[int, list[InputPosition]] = {}
         for partition in partitions:
             task: ProcessorTask = self.tasks[partition]
@@ -703,7 +807,9 @@ class ProcessorRuntime(ServiceRuntime):
                 ),
             )
         await self.state_writer.flush()
+        crash.point("snapshot-written")
         await self.commit_offsets(positions)
+        crash.point("committed")
         self.stats.snapshots += 1
         self.stats.last_snapshot_at = time.time()
 

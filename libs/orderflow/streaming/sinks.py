@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from orderflow.errors import OrderflowError
 from orderflow.lake.sink import FileSink
+from orderflow.streaming import crash
 from orderflow.streaming.codec import Codecs
 from orderflow.streaming.journal import epoch_of
 from orderflow.streaming.log import Log
@@ -166,12 +167,16 @@ class SinkRuntime(ServiceRuntime):
         logger.error("%s partition %d waits, nothing is lost: %s", self.spec.name, task.partition, error)
 
     async def _commit_cut(self, task: SinkTask, positions: list[InputPosition], result: Any) -> None:
+        crash.point("cut-written")
+
         def commit(first_offset: int, parts: int) -> Commit:
             return task.commit_record(first_offset, parts, positions, [], self.spec.fingerprint)
 
         await self.write_snapshot(task, task.sink.state(), commit)
         await self.state_writer.flush()
+        crash.point("snapshot-written")
         await self.commit_offsets({task.partition: positions})
+        crash.point("committed")
         self.cuts += 1
         self.stats.snapshots += 1
         self.stats.last_snapshot_at = time.time()

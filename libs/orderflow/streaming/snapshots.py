@@ -56,6 +56,15 @@ class Commit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     clock_ts_ns: int = 0
     epoch: int = 0
     note: dict[str, str] = {}
+    lineage: int = 0
+    """One more for each time that state was computed anew: a process that still runs under the settings before it must
+    not put its state in front of the new one's."""
+
+    @property
+    def rank(self) -> tuple[int, int]:
+        """What makes one snapshot newer than another: not its place in the topic, since a process that has lost its
+        partition without knowing goes on saving what is older."""
+        return self.lineage, sum(position.next_offset for position in self.inputs)
 
 
 class Restored(msgspec.Struct, frozen=True):
@@ -78,24 +87,34 @@ def encode_commit(snapshot_id: str, commit: Commit) -> tuple[bytes, bytes, list[
 
 
 def newest(records: list[LogRecord]) -> Restored | int | None:
-    """The newest complete snapshot among `records`; an offset where an older record is needed to complete it."""
-    decompressor = zstandard.ZstdDecompressor()
+    """The complete snapshot of the highest rank among `records`, the last of them where several have it.
+
+    An offset where an older record is needed to complete it; None where there is none.
+    """
     first_seen = records[0].offset if records else 0
-    for index in range(len(records) - 1, -1, -1):
-        commit_id = _header(records[index], COMMIT_HEADER)
-        if commit_id is None:
-            continue
-        commit = msgspec.json.decode(records[index].value or b"", type=Commit)
+    commits = [
+        (msgspec.json.decode(record.value or b"", type=Commit), commit_id, index)
+        for index, record in enumerate(records)
+        if (commit_id := _header(record, COMMIT_HEADER)) is not None
+    ]
+    for commit, commit_id, index in sorted(commits, key=lambda each: (each[0].rank, each[2]), reverse=True):
         if commit.first_offset < first_seen:
             return commit.first_offset
-        states: dict[str, bytes] = {}
-        for record in records[:index]:
-            if record.offset >= commit.first_offset and _header(record, SNAPSHOT_HEADER) == commit_id:
-                states[(record.key or b"").decode()] = decompressor.decompress(
-                    record.value or b"", max_output_size=MAX_STATE_BYTES
-                )
+        parts = [
+            record
+            for record in records[:index]
+            if record.offset >= commit.first_offset and _header(record, SNAPSHOT_HEADER) == commit_id
+        ]
+        states = {(record.key or b"").decode(): record.value or b"" for record in parts}
         if len(states) == commit.parts:
-            return Restored(commit, states)
+            decompressor = zstandard.ZstdDecompressor()
+            return Restored(
+                commit,
+                {
+                    symbol: decompressor.decompress(state, max_output_size=MAX_STATE_BYTES)
+                    for symbol, state in states.items()
+                },
+            )
     return None
 
 

@@ -11,7 +11,8 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from orderflow.errors import LogError
+from orderflow.errors import BrokerAwayError, LogError
+from orderflow.streaming import crash
 from orderflow.streaming.log import TP, Batch, Log
 
 MAX_BATCHES: Final = 64
@@ -89,6 +90,18 @@ class Writer:
         """Batches not yet acknowledged."""
         return self._batches
 
+    @property
+    def waiting_sec(self) -> float:
+        """How long the oldest batch under way has been waiting for its acknowledgement; 0 where none is."""
+        oldest = min((lane.since for lane in self._lanes.values() if lane.task is not None), default=None)
+        return 0.0 if oldest is None else time.monotonic() - oldest
+
+    def abandon(self) -> None:
+        """Send nothing more: what is under way may still arrive, what has gathered is forgotten."""
+        self._failure = self._failure or LogError("this writer was given up")
+        for lane in self._lanes.values():
+            lane.open.clear()
+
     async def ship(self) -> None:
         """Send what has gathered wherever nothing is under way; wait only where too much is unacknowledged.
 
@@ -99,6 +112,7 @@ class Writer:
         """
         self._start_ready()
         self._check()
+        crash.point("shipped")
         while self._batches > self._max_batches:
             await self._wait()
 
@@ -115,7 +129,9 @@ class Writer:
         self._check()
         while self._batches:
             if until is not None and time.monotonic() > until:
-                raise LogError(f"{self._batches} batches were not acknowledged within {deadline_sec:g} s: broker away?")
+                raise BrokerAwayError(
+                    f"{self._batches} batches were not acknowledged within {deadline_sec:g} s: broker away?"
+                )
             await self._wait()
 
     async def _wait(self) -> None:
@@ -153,6 +169,7 @@ class Writer:
             self.next_offset[tp] = base + len(batch)
         if self._on_delivery is not None:
             self._on_delivery(tp, base, len(batch))
+        crash.point("acknowledged")
         lane.task = None
         if lane.open and self._failure is None:
             self._start(tp, lane)
@@ -161,11 +178,8 @@ class Writer:
     def _check(self) -> None:
         if self._failure is not None:
             raise self._failure
-        if not self._batches:
-            return
-        oldest = min((lane.since for lane in self._lanes.values() if lane.task is not None), default=None)
-        if oldest is not None and time.monotonic() - oldest > self._patience_sec:
+        if self._batches and self.waiting_sec > self._patience_sec:
             raise LogError(
-                f"the broker has acknowledged nothing for {self._patience_sec:g} s: look at it; this process ends and "
-                "goes on where it stood once restarted"
+                f"the broker has acknowledged nothing for {self._patience_sec:g} s: look at it; nothing is lost, this "
+                "process goes on where it stood once restarted"
             )
