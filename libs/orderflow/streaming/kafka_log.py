@@ -377,7 +377,11 @@ class KafkaLog:
 
     async def join(self, group: str, topics: Sequence[str]) -> KafkaMembership:
         membership = KafkaMembership(self._bootstrap, group, topics)
-        await membership.start()
+        try:
+            await membership.start()
+        except BaseException:
+            await membership.close()
+            raise
         return membership
 
     async def close(self) -> None:

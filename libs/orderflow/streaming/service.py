@@ -104,6 +104,7 @@ TOLD_BY_THE_LOG: Final = (
     "Failed fetch messages",
     "Failed fetch offsets",
     "Group Coordinator Request failed",
+    "Error sending",
     "Heartbeat send request failed",
     "Heartbeat session expired",
     "LeaveGroup request failed",
