@@ -145,7 +145,9 @@ class Stack:
 
     @cached_property
     def environment(self) -> dict[str, str]:
-        kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "TMPDIR", "JAVA_HOME") if name in os.environ}
+        kept = {
+            name: os.environ[name] for name in ("PATH", "HOME", "LANG", "TMPDIR", "JAVA_HOME") if name in os.environ
+        }
         return {
             **kept,
             "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "libs")]),
@@ -238,7 +240,9 @@ class Stack:
         while not condition():
             refusals = [death for death in self.deaths if death.cause.startswith("exit code")]
             if len(refusals) > REFUSALS:
-                raise AssertionError(f"{refusals[-1].instance} keeps ending with {refusals[-1].cause}: {self.log_lines()}")
+                raise AssertionError(
+                    f"{refusals[-1].instance} keeps ending with {refusals[-1].cause}: {self.log_lines()}"
+                )
             if time.monotonic() - began > timeout_sec:
                 raise AssertionError(f"not within {timeout_sec:g} s: {what}; logs in {self.folder / 'logs'}")
             time.sleep(POLL_SEC)
@@ -250,7 +254,9 @@ class Stack:
         return found
 
     def until_at_work(self, service: str, records: int = 30) -> None:
-        self.until(lambda: any(each.status().get("records_in", 0) > records for each in self.of(service)), f"{service} at work")
+        self.until(
+            lambda: any(each.status().get("records_in", 0) > records for each in self.of(service)), f"{service} at work"
+        )
 
     def frontiers(self, service: str) -> dict[str, int]:
         """How far each partition is, by the instances that own it."""

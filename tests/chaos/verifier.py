@@ -144,7 +144,9 @@ class PartitionJudge:
         if place <= self.last:
             self.verdict.duplicates += 1
             if self.bodies.get(place, body if self.journal and seq <= 0 else b"") != body:
-                self.verdict.note(f"{self.name}: seq {place} at offset {record.offset} differs from the first of its place")
+                self.verdict.note(
+                    f"{self.name}: seq {place} at offset {record.offset} differs from the first of its place"
+                )
             return
         if self.journal and seq != self.last[0] + 1:
             self.verdict.note(f"{self.name}: the journal has a hole, {seq} follows {self.last[0]}")
@@ -164,7 +166,9 @@ class PartitionJudge:
         return bool(decoded["kind"] != "open")
 
 
-async def read_topics(bootstrap: str, prefix: str, schemas: Schemas, verdict: Verdict) -> dict[tuple[str, int], PartitionJudge]:
+async def read_topics(
+    bootstrap: str, prefix: str, schemas: Schemas, verdict: Verdict
+) -> dict[tuple[str, int], PartitionJudge]:
     """Every topic from its oldest record to what is its end now."""
     consumer = AIOKafkaConsumer(bootstrap_servers=bootstrap, enable_auto_commit=False, auto_offset_reset="earliest")
     await consumer.start()

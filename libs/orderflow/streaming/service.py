@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import hashlib
 import json
 import logging
 import os
 import signal
+import socket
 import sys
 import time
 from collections.abc import Callable
@@ -263,6 +265,14 @@ def write_status_file(path: str, content: dict[str, Any]) -> None:
     temporary.replace(target)
 
 
+def instance_of(status_file: str) -> str | None:
+    """Name of the place that a process fills: a supervisor gives each place a status file of its own."""
+    if not status_file:
+        return None
+    place = f"{socket.gethostname()}:{Path(status_file).resolve()}"
+    return hashlib.sha256(place.encode()).hexdigest()[:16]
+
+
 def runtime_status(service: str, runtime: ServiceRuntime) -> dict[str, Any]:
     """What the live view and the drain look at."""
     stats = runtime.stats
@@ -311,6 +321,7 @@ async def serve(name: str, config: Config, topics: tuple[str, ...], needs: tuple
         runtime.kafka_bootstrap,
         client_id=f"orderflow-{name}",
         compression=None if runtime.compression == "none" else runtime.compression,
+        instance=instance_of(runtime.status_file),
     )
     pages: Pages | None = None
     try:
