@@ -301,6 +301,9 @@ class Stack:
             instance.process.kill()
             instance.process.wait()
 
+    def last_words(self, name: str) -> str:
+        return "\n".join((self.folder / "logs" / f"{name}.log").read_text("utf-8", "replace").splitlines()[-3:])
+
     def log_lines(self, levels: tuple[str, ...] = ("WARNING", "ERROR")) -> dict[str, list[str]]:
         """Messages of each process at these levels."""
         found: dict[str, list[str]] = {}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRebalanceListener
@@ -47,6 +47,7 @@ GROUP_SESSION_MS: Final = 10_000
 GROUP_HEARTBEAT_MS: Final = 300
 COMMIT_SEC: Final = 10.0
 CLOSE_SEC: Final = 5.0
+RETRY_SEC: Final = 0.25
 SPENT_PRODUCER: Final = (
     InvalidProducerEpoch,
     InvalidProducerIdMapping,
@@ -120,7 +121,7 @@ class KafkaReader:
         self._consumer.resume(*(TopicPartition(*tp) for tp in tps))
 
     async def close(self) -> None:
-        await _bounded(self._consumer.stop(), "reader")
+        await _stop(self._consumer, "reader")
 
 
 class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]
@@ -208,7 +209,7 @@ class KafkaMembership:
         if self._consumer._coordinator is not None:
             # A named member would stay until its session has run out; an orderly end makes room at once.
             self._consumer._coordinator._group_instance_id = None
-        await _bounded(self._consumer.stop(), "group member")
+        await _stop(self._consumer, "group member")
 
 
 async def _start(client: Any) -> None:
@@ -221,12 +222,12 @@ async def _start(client: Any) -> None:
             return
         except KafkaError as error:
             if loop.time() > deadline or not error.retriable:
-                await _bounded(client.stop(), "client")
+                await _stop(client, "client")
                 raise BrokerAwayError(
                     f"no Kafka broker answered at {client._client._bootstrap_servers!r} for {CONNECT_PATIENCE_SEC:g} s: "
                     f"{error}; start one with `orderflow kafka up` or set KAFKA_BOOTSTRAP"
                 ) from error
-            await asyncio.sleep(0.25)
+            await asyncio.sleep(RETRY_SEC)
 
 
 class KafkaLog:
@@ -239,8 +240,17 @@ class KafkaLog:
         client_id: str = "orderflow",
         compression: str | None = None,
         instance: str | None = None,
+        patience_sec: float = CONNECT_PATIENCE_SEC,
     ) -> None:
-        """`instance` names the place that this process fills: whoever is restarted there has the same, no other does."""
+        """
+        Parameters
+        ----------
+        instance
+            Names the place that this process fills: whoever is restarted there has the same, no other does.
+        patience_sec
+            How long a request is repeated while no broker answers it.
+        """
+        self._patience_sec = patience_sec
         self._bootstrap = bootstrap
         self._instance = instance
         self._client_id = client_id
@@ -281,6 +291,8 @@ class KafkaLog:
             compression_type=self._compression,
             request_timeout_ms=REQUEST_TIMEOUT_MS,
         )
+        # Past this age the library would fail a batch for want of a leader and go on numbering behind it.
+        producer._message_accumulator._batch_ttl = float("inf")
         await _start(producer)
         return producer
 
@@ -347,29 +359,30 @@ class KafkaLog:
             logger.warning("the broker has refused this producer's numbering: going on with a new producer")
             old, self._producer = self._producer, await self._new_producer()
             self._spent = False
-            closing = asyncio.create_task(_bounded(old.stop(), "producer"))
+            closing = asyncio.create_task(_stop(old, "producer"))
             self._background.add(closing)
             closing.add_done_callback(self._background.discard)
 
     async def begin_offsets(self, tps: Iterable[TP]) -> dict[TP, int]:
-        try:
-            got = await self._admin.beginning_offsets([TopicPartition(*tp) for tp in tps])
-        except KafkaError as error:
-            raise self._no_offsets(error) from error
-        return {TP(tp.topic, tp.partition): offset for tp, offset in got.items()}
+        return await self._offsets(self._admin.beginning_offsets, tps)
 
     async def end_offsets(self, tps: Iterable[TP]) -> dict[TP, int]:
-        try:
-            got = await self._admin.end_offsets([TopicPartition(*tp) for tp in tps])
-        except KafkaError as error:
-            raise self._no_offsets(error) from error
-        return {TP(tp.topic, tp.partition): offset for tp, offset in got.items()}
+        return await self._offsets(self._admin.end_offsets, tps)
 
-    def _no_offsets(self, error: KafkaError) -> LogError:
-        return BrokerAwayError(
-            f"the broker at {self._bootstrap!r} did not tell its offsets within {REQUEST_TIMEOUT_MS // 1000} s: {error}; "
-            "see whether it runs"
-        )
+    async def _offsets(self, ask: Callable[[list[TopicPartition]], Any], tps: Iterable[TP]) -> dict[TP, int]:
+        natives = [TopicPartition(*tp) for tp in tps]
+        deadline = asyncio.get_running_loop().time() + self._patience_sec
+        while True:
+            try:
+                got = await ask(natives)
+                return {TP(tp.topic, tp.partition): offset for tp, offset in got.items()}
+            except KafkaError as error:
+                if asyncio.get_running_loop().time() > deadline:
+                    raise BrokerAwayError(
+                        f"the broker at {self._bootstrap!r} did not tell its offsets within {self._patience_sec:g} s: "
+                        f"{error}; see whether it runs"
+                    ) from error
+                await asyncio.sleep(RETRY_SEC)
 
     async def reader(self, positions: Mapping[TP, int]) -> KafkaReader:
         consumer = AIOKafkaConsumer(
@@ -404,18 +417,27 @@ class KafkaLog:
             self._watch.cancel()
             await asyncio.gather(self._watch, return_exceptions=True)
         if self._producer is not None:
-            await _bounded(self._producer.stop(), "producer")
+            await _stop(self._producer, "producer")
         if self._admin is not None:
-            await _bounded(self._admin.stop(), "client")
+            await _stop(self._admin, "client")
 
 
-async def _bounded(stopping: Coroutine[Any, Any, None], what: str) -> None:
-    """Stop a client, but not for ever: without a broker the client's own stop never returns."""
-    try:
-        async with asyncio.timeout(CLOSE_SEC):
-            await stopping
-    except TimeoutError:
+async def _stop(client: Any, what: str) -> None:
+    """Stop a client, but not for ever, and without its troubles.
+
+    Without a broker the client's own stop may never return, or raise a CancelledError that nobody asked for, and then
+    leaves its connections open.
+    """
+    stopping = asyncio.ensure_future(client.stop())
+    await asyncio.wait([stopping], timeout=CLOSE_SEC)
+    if stopping.done() and not stopping.cancelled() and stopping.exception() is None:
+        return
+    if not stopping.done():
         logger.warning("%s did not stop within %g s", what, CLOSE_SEC)
+        stopping.cancel()
+    connections = client.client if isinstance(client, AIOKafkaProducer) else client._client
+    closing = asyncio.ensure_future(connections.close())
+    await asyncio.wait([stopping, closing], timeout=CLOSE_SEC)
 
 
 def _delivery(native: asyncio.Future[Any], tp: TP) -> asyncio.Future[int]:

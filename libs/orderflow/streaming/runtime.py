@@ -48,6 +48,7 @@ STOP_SEC: Final = 6.0
 """What is left of the ten seconds of a stop for the last snapshot."""
 STALLED_SEC: Final = 5.0
 """A batch unacknowledged for this long: the service is not ready, though a broker answers."""
+PATIENCE_SEC: Final = 600.0
 RETRY_FIRST_SEC: Final = 0.2
 RETRY_MOST_SEC: Final = 5.0
 CONTROL_KINDS: Final = frozenset({"config", "end"})
@@ -64,7 +65,7 @@ class RuntimeOptions:
     max_buffered: int = 20_000
     """Records of one input that may wait for another input before the faster one is paused."""
     rebuild: bool = False
-    broker_patience_sec: float = 600.0
+    broker_patience_sec: float = PATIENCE_SEC
     """How long a broker may be away, or fail again and again, before the process gives up."""
 
 

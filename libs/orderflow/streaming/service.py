@@ -32,7 +32,14 @@ from orderflow.streaming import crash
 from orderflow.streaming.codec import Codecs
 from orderflow.streaming.init import codecs_for, wait_for_topics
 from orderflow.streaming.kafka_log import KafkaLog
-from orderflow.streaming.runtime import ProcessorRuntime, RuntimeOptions, ServiceRuntime, ServiceSpec, Stats
+from orderflow.streaming.runtime import (
+    PATIENCE_SEC,
+    ProcessorRuntime,
+    RuntimeOptions,
+    ServiceRuntime,
+    ServiceSpec,
+    Stats,
+)
 from orderflow.topics import ROWS
 
 logger = logging.getLogger("orderflow")
@@ -322,6 +329,7 @@ async def serve(name: str, config: Config, topics: tuple[str, ...], needs: tuple
         client_id=f"orderflow-{name}",
         compression=None if runtime.compression == "none" else runtime.compression,
         instance=instance_of(runtime.status_file),
+        patience_sec=PATIENCE_SEC,
     )
     pages: Pages | None = None
     try:
