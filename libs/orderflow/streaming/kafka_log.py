@@ -57,6 +57,7 @@ SPENT_PRODUCER: Final = (
 )
 """The broker has lost or refuses this producer's numbering: only a new one can write again."""
 REFUSALS: Final = (GroupAuthorizationFailedError, TopicAuthorizationFailedError)
+PREFETCH_BACKOFF_SEC: Final = 5.0
 PARTITION_FETCH_BYTES: Final = 256 << 10
 """What is fetched ahead of a partition at most: the lake reads 120 of them within its memory limit."""
 
@@ -398,6 +399,9 @@ class KafkaLog:
             request_timeout_ms=REQUEST_TIMEOUT_MS,
         )
         await _start(consumer)
+        # By default the library asks anew after 0.1 s though some partitions have not been taken yet, leaves those out,
+        # and lets them wait until that request is over. Here it asks once all has been taken.
+        consumer._fetcher._prefetch_backoff = PREFETCH_BACKOFF_SEC
         consumer.assign([TopicPartition(*tp) for tp in positions])
         for tp, offset in positions.items():
             consumer.seek(TopicPartition(*tp), offset)

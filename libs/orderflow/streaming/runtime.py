@@ -16,6 +16,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
+import msgspec
+
 from orderflow.errors import BrokerAwayError, LogError, OrderflowError
 from orderflow.processor import Processor, Record
 from orderflow.streaming import crash
@@ -222,12 +224,11 @@ class PartitionBase:
         """Whether the session has ended here and everything that its end caused has been taken."""
         return self.ended and self.merger.frontier >= self.end_seq
 
-    def commit_record(
-        self, first_offset: int, parts: int, inputs: list[InputPosition], outputs: list[OutputTail], fingerprint: str
-    ) -> Commit:
+    def commit_record(self, inputs: list[InputPosition], outputs: list[OutputTail], fingerprint: str) -> Commit:
+        """Where everything stands now; `write_snapshot` adds where its parts are."""
         return Commit(
-            first_offset=first_offset,
-            parts=parts,
+            first_offset=0,
+            parts=0,
             inputs=inputs,
             outputs=outputs,
             session=self.session,
@@ -402,6 +403,8 @@ class ServiceRuntime(ABC):
         """Partitions to look at though nothing new has come: not looked at yet, not at rest yet, a cut to make."""
         self._stopping = asyncio.Event()
         self._limit: asyncio.Timeout | None = None
+        self._saving: asyncio.Task[None] | None = None
+        """The snapshot that is being written beside the work."""
         self._retry_sec = RETRY_FIRST_SEC
         self._failing_since: float | None = None
         self._instance = uuid.uuid4().hex[:12]
@@ -491,15 +494,25 @@ class ServiceRuntime(ABC):
                 await self._idle()
                 continue
             busy = await self._round(self._reader)
-            if time.monotonic() >= next_snapshot:
-                await self.snapshot(sorted(self.tasks))
+            if self._saving is None and time.monotonic() >= next_snapshot:
+                self._saving = asyncio.create_task(self.snapshot(sorted(self.tasks)))
                 next_snapshot = time.monotonic() + self.options.snapshot_sec
-                self._retry_sec, self._failing_since = RETRY_FIRST_SEC, None
+            elif self._saving is not None and self._saving.done():
+                await self._saved()
             if busy:
                 await asyncio.sleep(0)
         crash.point("stopping")
+        if self._saving is not None:
+            await self._saved()
         if self._reader is not None:
             await self.snapshot(sorted(self.tasks))
+
+    async def _saved(self) -> None:
+        """Take note of a snapshot that is done, or wait for it; raises what it raised."""
+        saving, self._saving = self._saving, None
+        if saving is not None:
+            await saving
+            self._retry_sec, self._failing_since = RETRY_FIRST_SEC, None
 
     async def _begin_again(self, error: BrokerAwayError) -> None:
         """Forget what the broker may not have taken, wait, and let everything be recovered from the snapshots.
@@ -535,8 +548,12 @@ class ServiceRuntime(ABC):
             pass
 
     async def _let_go(self) -> None:
-        """Close the reader and leave the group."""
+        """Close the reader and leave the group; a snapshot that is under way is given up."""
         self._owning = False
+        saving, self._saving = self._saving, None
+        if saving is not None:
+            saving.cancel()
+            await asyncio.gather(saving, return_exceptions=True)
         reader, self._reader = self._reader, None
         membership, self._membership = self._membership, None
         if reader is not None:
@@ -725,19 +742,22 @@ class ServiceRuntime(ABC):
                 del windows[tp]
         return tails
 
-    async def write_snapshot(self, task: Any, states: dict[str, bytes], commit: Callable[[int, int], Commit]) -> None:
-        """Write a partition's state and the commit record behind it, durably."""
-        tp = TP(self.physical(self.spec.state_topic), task.partition)
+    async def write_snapshot(self, partition: int, states: dict[str, bytes], commit: Commit) -> None:
+        """Write a partition's state and the commit record behind it; durable once the writer of state is flushed."""
+        tp = TP(self.physical(self.spec.state_topic), partition)
         self._snapshot_count += 1
         snapshot_id = f"{self._instance}-{self._snapshot_count}"
-        first_offset = (await self.log.end_offsets([tp]))[tp]
+        first_offset = self.state_writer.next_offset.get(tp)
+        if first_offset is None:  # where to look for the parts from: behind our own newest, or anybody's
+            first_offset = (await self.log.end_offsets([tp]))[tp]
         now_ms = int(time.time() * 1000)
         for key, value, headers in encode_parts(snapshot_id, states):
             self.state_writer.append(tp, key, value, now_ms, headers)
         if crash.due("snapshot-half"):
             await self.state_writer.flush()
             crash.die("snapshot-half")
-        key, value, headers = encode_commit(snapshot_id, commit(first_offset, len(states)))
+        complete = msgspec.structs.replace(commit, first_offset=first_offset, parts=len(states))
+        key, value, headers = encode_commit(snapshot_id, complete)
         self.state_writer.append(tp, key, value, now_ms, headers)
 
     async def commit_offsets(self, positions: Mapping[int, Sequence[InputPosition]]) -> None:
@@ -789,27 +809,25 @@ class ProcessorRuntime(ServiceRuntime):
         await self._writer.ship()
 
     async def snapshot(self, partitions: Sequence[int]) -> None:
-        """Outputs first, then state, then offsets: each step may be lost without harm to the one before."""
-        await self._writer.flush()
-        crash.point("snapshot-flushed")
-        positions: dict[int, list[InputPosition]] = {}
+        """Outputs first, then state, then offsets: each step may be lost without harm to the one before.
+
+        The state is taken between two rounds, partition by partition; processing goes on while it is written.
+        """
+        saved: list[tuple[int, dict[str, bytes], Commit]] = []
         for partition in partitions:
-            task: ProcessorTask = self.tasks[partition]
-            inputs = task.positions()
-            if task.merger.frontier < 0:
-                continue  # nothing was ever taken
-            positions[partition] = inputs
-            outputs = task.output_tails()
-            await self.write_snapshot(
-                task,
-                task.processor.snapshot(),
-                lambda first, parts, task=task, inputs=inputs, outputs=outputs: task.commit_record(  # type: ignore[misc]
-                    first, parts, inputs, outputs, self.spec.fingerprint
-                ),
-            )
+            task: ProcessorTask | None = self.tasks.get(partition)
+            if task is None or task.merger.frontier < 0:
+                continue  # gone meanwhile, or nothing was ever taken
+            commit = task.commit_record(task.positions(), task.output_tails(), self.spec.fingerprint)
+            saved.append((partition, task.processor.snapshot(), commit))
+            await asyncio.sleep(0)
+        await self._writer.settled()
+        crash.point("snapshot-flushed")
+        for partition, states, commit in saved:
+            await self.write_snapshot(partition, states, commit)
         await self.state_writer.flush()
         crash.point("snapshot-written")
-        await self.commit_offsets(positions)
+        await self.commit_offsets({partition: commit.inputs for partition, _, commit in saved})
         crash.point("committed")
         self.stats.snapshots += 1
         self.stats.last_snapshot_at = time.time()

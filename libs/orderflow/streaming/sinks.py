@@ -26,7 +26,7 @@ from orderflow.streaming.runtime import (
     ServiceSpec,
     Stats,
 )
-from orderflow.streaming.snapshots import Commit, InputPosition, Restored
+from orderflow.streaming.snapshots import InputPosition, Restored
 from orderflow.topics import JOURNAL, TICKS
 
 logger = logging.getLogger(__name__)
@@ -168,11 +168,8 @@ class SinkRuntime(ServiceRuntime):
 
     async def _commit_cut(self, task: SinkTask, positions: list[InputPosition], result: Any) -> None:
         crash.point("cut-written")
-
-        def commit(first_offset: int, parts: int) -> Commit:
-            return task.commit_record(first_offset, parts, positions, [], self.spec.fingerprint)
-
-        await self.write_snapshot(task, task.sink.state(), commit)
+        commit = task.commit_record(positions, [], self.spec.fingerprint)
+        await self.write_snapshot(task.partition, task.sink.state(), commit)
         await self.state_writer.flush()
         crash.point("snapshot-written")
         await self.commit_offsets({task.partition: positions})

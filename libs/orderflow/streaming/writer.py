@@ -25,10 +25,13 @@ WATCH_SEC: Final = 1.0
 class _Lane:
     """The batches of one partition: those that gather, and whether one is under way."""
 
-    __slots__ = ("open", "since", "task")
+    __slots__ = ("done", "made", "open", "since", "task")
 
     def __init__(self) -> None:
         self.open: list[Batch] = []
+        self.made = 0
+        self.done = 0
+        """Batches begun, and acknowledged."""
         self.task: asyncio.Task[None] | None = None
         self.since = 0.0
 
@@ -76,14 +79,17 @@ class Writer:
             lane = self._lanes[tp] = _Lane()
         batches = lane.open
         if not batches:
-            batches.append(self._log.batch())
-            self._batches += 1
+            self._begin(lane)
             self._ready.append(tp)
         if not batches[-1].append(key, value, timestamp_ms, headers):
-            batches.append(self._log.batch())
-            self._batches += 1
+            self._begin(lane)
             if not batches[-1].append(key, value, timestamp_ms, headers):
                 raise ValueError(f"{tp.topic}[{tp.partition}]: a record of {len(value or b'')} bytes fits no batch")
+
+    def _begin(self, lane: _Lane) -> None:
+        lane.open.append(self._log.batch())
+        lane.made += 1
+        self._batches += 1
 
     @property
     def outstanding(self) -> int:
@@ -134,11 +140,19 @@ class Writer:
                 )
             await self._wait()
 
+    async def settled(self) -> None:
+        """Until everything appended so far is durable, while more may be appended meanwhile. Raises as `ship`."""
+        self._start_ready()
+        marks = [(lane, lane.made) for lane in self._lanes.values()]
+        self._check()
+        while any(lane.done < made for lane, made in marks):
+            await self._wait()
+
     async def _wait(self) -> None:
-        self._moved.clear()
+        moved = self._moved
         try:
             async with asyncio.timeout(WATCH_SEC):
-                await self._moved.wait()
+                await moved.wait()
         except TimeoutError:
             pass
         self._check()
@@ -160,9 +174,10 @@ class Writer:
             base = await (await self._log.send(batch, tp))
         except LogError as error:
             self._failure = self._failure or error
-            self._moved.set()
+            self._wake()
             return
         self._batches -= 1
+        lane.done += 1
         self.records_sent += len(batch)
         self.batches_sent += 1
         if base >= 0:
@@ -173,7 +188,12 @@ class Writer:
         lane.task = None
         if lane.open and self._failure is None:
             self._start(tp, lane)
+        self._wake()
+
+    def _wake(self) -> None:
+        """Wake everybody who waits; who comes later waits for the next time."""
         self._moved.set()
+        self._moved = asyncio.Event()
 
     def _check(self) -> None:
         if self._failure is not None:
