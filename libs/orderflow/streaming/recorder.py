@@ -135,6 +135,10 @@ class JournalWriter:
                 if start > begins[tp] and not (tail.seq and tail.session):
                     windows[tp] *= 4
                     continue
+                if not tail.seq and begins[tp]:
+                    # Retention has taken every record. None of their numbers was above their count: numbers that begin
+                    # there are new to everybody, where 1 would be taken for a repetition and dropped in silence.
+                    tail.seq = begins[tp]
                 found[tp] = epoch, tail
                 del windows[tp]
         return found

@@ -675,10 +675,17 @@ class ServiceRuntime(ABC):
             for topic, tail in tails[partition].items():
                 task.tails[topic] = tail
             restored = snapshots[state_tps[partition]]
-            if restored is not None and check_fingerprint(
-                restored.commit, self.spec.fingerprint, CODE_VERSION, state_tps[partition], rebuild=self.options.rebuild
+            if (
+                restored is not None
+                and check_fingerprint(
+                    restored.commit,
+                    self.spec.fingerprint,
+                    CODE_VERSION,
+                    state_tps[partition],
+                    rebuild=self.options.rebuild,
+                )
+                and self._retained(restored, begins, partition)
             ):
-                self._check_retained(restored, begins, partition)
                 self.restore_task(task, restored)
                 self.stats.recoveries += 1
             elif restored is not None:
@@ -686,15 +693,19 @@ class ServiceRuntime(ABC):
             self.tasks[partition] = task
         self.stats.recovery_sec = time.monotonic() - started
 
-    def _check_retained(self, restored: Restored, begins: Mapping[TP, int], partition: int) -> None:
+    def _retained(self, restored: Restored, begins: Mapping[TP, int], partition: int) -> bool:
+        """Whether everything behind a snapshot is still there; False where not and a rebuild was asked for."""
         for position in restored.commit.inputs:
             begin = begins[TP(self.physical(position.topic), partition)]
             if position.next_offset < begin:
+                if self.options.rebuild:
+                    return False
                 raise LogError(
                     f"{self.spec.name}: the newest snapshot of partition {partition} goes on at offset "
                     f"{position.next_offset} of {position.topic}, but the oldest retained is {begin}: retention has "
                     "passed it; set STATE_REBUILD=true to begin a new lineage, or replay from the lake"
                 )
+        return True
 
     async def _read_tails(
         self, partitions: Sequence[int], snapshots: Mapping[int, Restored | None]
