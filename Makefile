@@ -9,7 +9,12 @@ CAPTURE ?=
 SPEED ?= 1
 ARGS ?=
 
-.PHONY: help setup demo test test-only test-unit lint format bench lock clean
+SEED ?=
+ROUNDS ?= 20
+PARTS ?= matrix,kills,freeze,broker,cluster,scale
+MINUTES ?= 30
+
+.PHONY: help setup demo test test-only test-unit lint format bench chaos soak lock clean
 
 help: ## what there is to run
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -48,6 +53,12 @@ format: setup ## put the code in the project's style
 
 bench: setup ## measured rates of every stage, as a table and as JSON
 	@$(BIN)/python -m tests.bench $(ARGS)
+
+chaos: setup ## kill anything, lose nothing: crash points, kills, brokers, scaling; a verifier from outside (SEED= ROUNDS=20 PARTS=)
+	@$(BIN)/python -m tests.chaos $(if $(SEED),--seed $(SEED)) --rounds $(ROUNDS) --only $(PARTS) $(ARGS)
+
+soak: setup ## 2,000 frames a second for MINUTES=30: memory, lag, latency of every service
+	@$(BIN)/python -m tests.chaos --only soak --minutes $(MINUTES) $(ARGS)
 
 lock: setup ## resolve the dependencies anew and pin them with hashes
 	@cd infra/requirements && ../../$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-annotate run.in -o run.txt

@@ -57,7 +57,9 @@ def main() -> int:
     if not captures.is_dir():
         parser.error(f"no recorded market data at {captures}; set ORDERFLOW_CAPTURES")
     folder = Path(tempfile.mkdtemp(prefix="orderflow-chaos-"))
-    again = f"make chaos SEED={args.seed} ROUNDS={args.rounds}" + (f' PARTS="{args.only}"' if parts else "")
+    again = f"make chaos SEED={args.seed} ROUNDS={args.rounds}" + (
+        f" PARTS={args.only}" if args.only != DEFAULT_PARTS else ""
+    )
     print(f"seed {args.seed}; again: {again}", flush=True)
     bench = Bench(folder, captures, random.Random(args.seed), vars(args))
     failed = False
