@@ -73,7 +73,12 @@ def main() -> int:
         failed = bool(bench.problems) or sys.exc_info()[0] is not None
         if args.json:
             args.json.parent.mkdir(parents=True, exist_ok=True)
-            content: dict[str, Any] = {"seed": args.seed, "figures": bench.figures, "problems": bench.problems}
+            content: dict[str, Any] = {
+                "seed": args.seed,
+                "figures": bench.figures,
+                "recovery_sec": bench.recoveries,
+                "problems": bench.problems,
+            }
             args.json.write_text(json.dumps(content, indent=1), "utf-8")
         if failed or args.keep:
             print(f"logs and topics' files in {folder}")

@@ -22,6 +22,8 @@ SCALE_SEC = 60.0
 SCALE_AT_SEC = (12.0, 34.0)
 """After which the scaled services go to three processes, and then to two."""
 OUTPUTS = ("features.ofi", "features.cvd", "features.fusion", "signals")
+ACTIVE_MOVES = 5
+"""A partition without a symbol has nothing between its session and its end: its standing still is no pause."""
 SAMPLE_SEC = 2.0
 WARM_SHARE = 0.25
 """Of a soak that is left out of the slopes: buffers and rolling windows fill."""
@@ -61,14 +63,18 @@ class Pauses(threading.Thread):
             tps = [TopicPartition(self._stack.prefix + topic, number) for topic in OUTPUTS for number in range(12)]
             ends: dict[TopicPartition, int] = {}
             moved: dict[TopicPartition, float] = {}
+            moves: dict[TopicPartition, int] = {}
             while not self._over.is_set():
                 now = time.monotonic()
                 for tp, end in (await consumer.end_offsets(tps)).items():
                     if end == ends.get(tp):
+                        if moves[tp] < ACTIVE_MOVES:
+                            continue
                         topic = tp.topic.removeprefix(self._stack.prefix)
                         self.longest[topic] = max(self.longest.get(topic, 0.0), now - moved[tp])
                     else:
                         ends[tp], moved[tp] = end, now
+                        moves[tp] = moves.get(tp, -1) + 1
                 await asyncio.sleep(0.05)
         finally:
             await consumer.stop()
