@@ -14,6 +14,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -62,6 +63,8 @@ def main() -> int:
     )
     print(f"seed {args.seed}; again: {again}", flush=True)
     bench = Bench(folder, captures, random.Random(args.seed), vars(args))
+    # Ended from outside, it still stops what it has started.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     failed = False
     try:
         for part in parts:
