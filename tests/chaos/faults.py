@@ -268,7 +268,11 @@ def broker(bench: Bench) -> None:
             grown = {name: round(after - before[name], 1) for name, after in memory(stack).items() if name in before}
             stack.drain()
         green = bench.judge(f"broker {act}", stack)
-        figures[act] = survived(bench, f"broker {act}", stack, green, noticed, back, grown)
+        figures[act] = survived(bench, f"broker {act}", stack, green)
+        figures[act] |= {"noticed_sec": noticed, "back_sec": back, "grown_mb": grown}
+        bench.say(
+            f"  not ready after {noticed:.1f} s, ready {back:.1f} s after it was back, memory grown by {grown} MB"
+        )
     bench.figures["broker"] = figures
 
 
@@ -292,12 +296,11 @@ def cluster(bench: Bench) -> None:
             stack.until(lambda: all_ready(stack), "every service ready")
             stack.drain()
         green = bench.judge("one of three brokers lost", stack)
-    bench.figures["cluster"] = survived(bench, "one of three lost", stack, green, 0.0, max(backs), {})
+    figures = survived(bench, "one of three lost", stack, green)
+    bench.figures["cluster"] = {**figures, "signals_after_sec": backs}
 
 
-def survived(
-    bench: Bench, name: str, stack: Stack, green: bool, noticed: float, back: float, grown: dict[str, float]
-) -> dict[str, Any]:
+def survived(bench: Bench, name: str, stack: Stack, green: bool) -> dict[str, Any]:
     """What a loss of brokers must not have done."""
     bench.expect(not stack.deaths, f"{name}: services ended: {[(each.instance, each.cause) for each in stack.deaths]}")
     lines = stack.log_lines()
@@ -305,16 +308,9 @@ def survived(
         bench.expect(len(said) <= MOST_LINES, f"{name}: {service} wrote {len(said)} warnings, as {said[:3]}")
     most = max(map(len, lines.values()), default=0)
     bench.say(
-        f"{name}: {'same hash' if green else 'WRONG'}, {len(stack.deaths)} restarts, not ready after {noticed:.1f} s, ready "
-        f"{back:.1f} s after it was back, at most {most} warnings a process, memory {grown or 'not measured'}"
+        f"{name}: {'same hash' if green else 'WRONG'}, {len(stack.deaths)} restarts, at most {most} warnings a process"
     )
-    return {
-        "noticed_sec": noticed,
-        "back_sec": back,
-        "warnings": most,
-        "grown_mb": grown,
-        "restarts": len(stack.deaths),
-    }
+    return {"warnings": most, "restarts": len(stack.deaths)}
 
 
 def all_ready(stack: Stack) -> bool:
