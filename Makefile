@@ -49,8 +49,8 @@ format: setup ## put the code in the project's style
 bench: setup ## measured rates of every stage, as a table and as JSON
 	@$(BIN)/python -m tests.bench $(ARGS)
 
-storm: setup ## the exchange's faults against the recorder, on virtual time (SEED=1 ROUNDS=100 MINUTES=10 JOBS=2 KINDS=drop,kill)
-	@$(BIN)/python -m tests.storm --seed $(or $(SEED),1) --rounds $(or $(ROUNDS),100) --minutes $(or $(MINUTES),10) --jobs $(or $(JOBS),2) --kinds "$(KINDS)"
+storm: setup ## the exchange's faults against the recorder, on virtual time (SEED=1 ROUNDS=100 MINUTES=10 ACTIVITY=4 JOBS=2 KINDS=drop,kill)
+	@$(BIN)/python -m tests.storm --seed $(or $(SEED),1) --rounds $(or $(ROUNDS),100) --minutes $(or $(MINUTES),10) --jobs $(or $(JOBS),2) --activity $(or $(ACTIVITY),4) --kinds "$(KINDS)"
 
 lock: setup ## resolve the dependencies anew and pin them with hashes
 	@cd infra/requirements && ../../$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-annotate run.in -o run.txt
