@@ -40,13 +40,37 @@ class IngestionConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
     ws_url: str = "wss://fstream.binance.com"
     rest_url: str = "https://fapi.binance.com"
     ping_interval_sec: Annotated[float, msgspec.Meta(gt=0, le=600)] = 20.0
-    queue_frames: Annotated[int, msgspec.Meta(ge=100, le=1_000_000)] = 20_000
+    extra_streams: Annotated[
+        tuple[Literal["markPrice@1s", "forceOrder"], ...],
+        msgspec.Meta(description="streams of the exchange recorded besides quotes, depth and trades"),
+    ] = ()
+    rotate_sec: Annotated[
+        float,
+        msgspec.Meta(
+            ge=10, le=86_000, description="age at which a socket is replaced, s; the exchange cuts it after 24 h"
+        ),
+    ] = 82_800.0
+    queue_frames: Annotated[
+        int, msgspec.Meta(ge=100, le=1_000_000, description="frames that may wait for the journal")
+    ] = 50_000
+    queue_mib: Annotated[
+        int, msgspec.Meta(ge=1, le=4096, description="and their size, MiB; twice as much before anything is dropped")
+    ] = 32
+    queue_policy: Annotated[
+        Literal["auto", "block", "conflate"],
+        msgspec.Meta(description="beyond that: block the sockets, or conflate quotes; auto: conflate if live"),
+    ] = "auto"
     first_data_sec: Annotated[float, msgspec.Meta(gt=0, le=600)] = 10.0
     silence_sec: Annotated[float, msgspec.Meta(gt=0, le=3600)] = 60.0
     backoff_first_sec: Annotated[float, msgspec.Meta(gt=0, le=60)] = 1.0
     backoff_most_sec: Annotated[float, msgspec.Meta(gt=0, le=600)] = 30.0
     snapshot_limit: Literal[5, 10, 20, 50, 100, 500, 1000] = 1000
-    weight_per_minute: Annotated[int, msgspec.Meta(ge=10, le=10_000)] = 1200
+    weight_per_minute: Annotated[
+        int,
+        msgspec.Meta(
+            ge=100, le=10_000, description="request weight used of the exchange's 2400; shared among the shards"
+        ),
+    ] = 2000
     broker_patience_sec: Annotated[float, msgspec.Meta(gt=0, le=3600)] = 60.0
 
     def __post_init__(self) -> None:
@@ -120,6 +144,9 @@ ENVIRONMENT: Final[dict[str, tuple[str, str]]] = {
     "WSS_URL": ("ingestion", "ws_url"),
     "REST_URL": ("ingestion", "rest_url"),
     "WSS_PING_INTERVAL": ("ingestion", "ping_interval_sec"),
+    "WSS_ROTATE_SEC": ("ingestion", "rotate_sec"),
+    "EXTRA_STREAMS": ("ingestion", "extra_streams"),
+    "QUEUE_POLICY": ("ingestion", "queue_policy"),
     "BROKER_PATIENCE_SEC": ("ingestion", "broker_patience_sec"),
     "DEDUP_LRU": ("normaliser", "dedup_lru"),
     "Z_MODE": ("cvd", "z_mode"),
@@ -145,7 +172,7 @@ ENVIRONMENT: Final[dict[str, tuple[str, str]]] = {
 }
 """Environment name -> (section, setting)."""
 
-_LISTS: Final = frozenset({"SYMBOLS"})
+_LISTS: Final = frozenset({"SYMBOLS", "EXTRA_STREAMS"})
 
 T = TypeVar("T")
 

@@ -13,6 +13,9 @@ from orderflow.errors import OrderflowError
 
 COMMANDS: Final = {
     "run": "orderflow.cli.run",
+    "preflight": "orderflow.cli.preflight",
+    "record": "orderflow.cli.record",
+    "capture": "orderflow.cli.capture",
     "tap": "orderflow.cli.tap",
     "topics": "orderflow.cli.topics",
     "verify": "orderflow.cli.verify",

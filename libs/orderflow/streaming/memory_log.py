@@ -165,6 +165,12 @@ class MemoryLog:
         return MemoryBatch(self._max_batch_bytes)
 
     async def send(self, batch: Batch, tp: TP) -> asyncio.Future[int]:
+        future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        future.set_result(self.append(batch, tp))
+        return future
+
+    def append(self, batch: Batch, tp: TP) -> int:
+        """Store a batch at once; its base offset."""
         assert isinstance(batch, MemoryBatch)
         stored = self._records.setdefault(tp, [])
         base = self._begin.get(tp, 0) + len(stored)
@@ -172,9 +178,7 @@ class MemoryLog:
             stored.append(MemoryRecord(base + index, timestamp_ms, key, value, tuple(headers)))
         self._appended.set()
         self._appended = asyncio.Event()
-        future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        future.set_result(base)
-        return future
+        return base
 
     async def wait_for_append(self) -> None:
         """Until the next append to any partition."""

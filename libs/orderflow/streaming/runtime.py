@@ -41,7 +41,7 @@ from orderflow.topics import JOURNAL, TICKS
 logger = logging.getLogger(__name__)
 
 PROGRESS_HEADER: Final = "progress"
-CODE_VERSION: Final = "1"
+CODE_VERSION: Final = "2"
 """Raised whenever a processor's results or the form of its state change."""
 TAIL_RECORDS: Final = 1000
 """Records read back to find an output's tail; where they are all markers, four times as many, and so on."""

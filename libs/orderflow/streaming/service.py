@@ -10,6 +10,7 @@ import gc
 import hashlib
 import json
 import logging
+import math
 import os
 import signal
 import socket
@@ -47,6 +48,7 @@ logger = logging.getLogger("orderflow")
 EXIT_FAILED: Final = 2
 EXIT_FENCED: Final = 3
 GC_ALLOCATIONS: Final = 50_000
+METRICS_FILE_SEC: Final = 10.0
 
 
 class Running(Protocol):
@@ -150,10 +152,18 @@ def quantiles(samples: list[float]) -> dict[str, float]:
 class StatsCollector:
     """Turns a runtime's `Stats` into Prometheus families when scraped, so that hot paths pay nothing."""
 
-    def __init__(self, service: str, runtime: ServiceRuntime, fingerprint: str) -> None:
+    def __init__(
+        self,
+        service: str,
+        runtime: ServiceRuntime,
+        fingerprint: str,
+        arrival_latencies_ms: Callable[[], list[float]] | None = None,
+    ) -> None:
+        """`arrival_latencies_ms`: where given, R - E of the newest frames, told as the latency of `exchange`."""
         self._service = service
         self._runtime = runtime
         self._fingerprint = fingerprint
+        self._arrival_latencies_ms = arrival_latencies_ms
 
     def collect(self) -> list[Any]:
         stats: Stats = self._runtime.stats
@@ -180,8 +190,12 @@ class StatsCollector:
         latency = GaugeMetricFamily(
             "latency_ms", "milliseconds since receipt, at this hop", labels=["service", "quantile"]
         )
-        for quantile, latency_ms in quantiles(stats.latency_samples_ms).items():
-            latency.add_metric([self._service, quantile], latency_ms)
+        for hop, samples in (
+            (self._service, stats.latency_samples_ms),
+            ("exchange", self._arrival_latencies_ms() if self._arrival_latencies_ms else []),
+        ):
+            for quantile, latency_ms in quantiles(samples).items():
+                latency.add_metric([hop, quantile], latency_ms)
         families.append(latency)
         for name, text, gauge_value in (
             ("queue_depth", "records waiting for another input", float(stats.buffered)),
@@ -280,6 +294,34 @@ def instance_of(status_file: str) -> str | None:
     return hashlib.sha256(place.encode()).hexdigest()[:16]
 
 
+def metrics_content(service: str, registry: CollectorRegistry) -> dict[str, Any]:
+    """Every sample of a registry under its name with its labels, as on `/metrics`."""
+    figures: dict[str, float] = {}
+    for family in registry.collect():
+        for sample in family.samples:
+            labels = ",".join(f'{name}="{value}"' for name, value in sorted(sample.labels.items()))
+            if math.isfinite(sample.value):
+                figures[f"{sample.name}{{{labels}}}" if labels else sample.name] = sample.value
+    at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    return {"at": at, "service": service, "metrics": dict(sorted(figures.items()))}
+
+
+async def keep_metrics_file(path: Path, service: str, registry: CollectorRegistry) -> None:
+    """Write `metrics.json` now and then, and once more when cancelled; a disk that does not take it ends nothing."""
+    failed = False
+    while True:
+        try:
+            await asyncio.sleep(METRICS_FILE_SEC)
+        finally:
+            try:
+                write_status_file(str(path), metrics_content(service, registry))
+                failed = False
+            except OSError as error:
+                if not failed:
+                    logger.warning("%s can't be written: %s; figures are at /metrics", path, error.strerror)
+                failed = True
+
+
 def runtime_status(service: str, runtime: ServiceRuntime) -> dict[str, Any]:
     """What the live view and the drain look at."""
     stats = runtime.stats
@@ -332,6 +374,7 @@ async def serve(name: str, config: Config, topics: tuple[str, ...], needs: tuple
         patience_sec=PATIENCE_SEC,
     )
     pages: Pages | None = None
+    metrics_file: asyncio.Task[None] | None = None
     try:
         await wait_for_topics(runtime.kafka_bootstrap, runtime.topic_prefix, needs)
         codecs = await codecs_for(registry_client, runtime.topic_prefix, topics)
@@ -344,6 +387,8 @@ async def serve(name: str, config: Config, topics: tuple[str, ...], needs: tuple
             runtime.status_file, {"service": name, "pid": os.getpid(), "host": runtime.metrics_host, "port": pages.port}
         )
         logger.info("pages at http://%s:%d", runtime.metrics_host, pages.port)
+        metrics_path = Path(runtime.data_dir) / "metrics" / name / "metrics.json"
+        metrics_file = asyncio.create_task(keep_metrics_file(metrics_path, name, registry))
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, running.stop)
@@ -359,6 +404,9 @@ async def serve(name: str, config: Config, topics: tuple[str, ...], needs: tuple
         await running.run()
         logger.info("stopped")
     finally:
+        if metrics_file is not None:
+            metrics_file.cancel()
+            await asyncio.wait([metrics_file])
         if pages is not None:
             await pages.stop()
         await log.close()

@@ -7,7 +7,6 @@ could be stored without it, a hole that no restart would see. What gathers meanw
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable
 from typing import Final
 
@@ -100,7 +99,7 @@ class Writer:
     def waiting_sec(self) -> float:
         """How long the oldest batch under way has been waiting for its acknowledgement; 0 where none is."""
         oldest = min((lane.since for lane in self._lanes.values() if lane.task is not None), default=None)
-        return 0.0 if oldest is None else time.monotonic() - oldest
+        return 0.0 if oldest is None else asyncio.get_running_loop().time() - oldest
 
     def abandon(self) -> None:
         """Send nothing more: what is under way may still arrive, what has gathered is forgotten."""
@@ -130,11 +129,11 @@ class Writer:
         LogError
             As `ship`, or `deadline_sec` has passed.
         """
-        until = None if deadline_sec is None else time.monotonic() + deadline_sec
+        until = None if deadline_sec is None else asyncio.get_running_loop().time() + deadline_sec
         self._start_ready()
         self._check()
         while self._batches:
-            if until is not None and time.monotonic() > until:
+            if until is not None and asyncio.get_running_loop().time() > until:
                 raise BrokerAwayError(
                     f"{self._batches} batches were not acknowledged within {deadline_sec:g} s: broker away?"
                 )
@@ -165,7 +164,7 @@ class Writer:
                 self._start(tp, lane)
 
     def _start(self, tp: TP, lane: _Lane) -> None:
-        lane.since = time.monotonic()
+        lane.since = asyncio.get_running_loop().time()
         # A task of its own: whoever waits here may be cancelled, a batch on its way may not.
         lane.task = asyncio.get_running_loop().create_task(self._deliver(tp, lane, lane.open.pop(0)))
 
