@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, TypeVar
 
@@ -174,6 +174,39 @@ def load(environment: Mapping[str, str] | None = None, directory: Path = CONFIG)
             converted = tuple(part.upper() for part in converted)
         content.setdefault(section, {})[key] = converted
         _convert(content, f"{name}={value}")
+    return _convert(content, "the configuration")
+
+
+def override(config: Config, assignments: Sequence[str]) -> Config:
+    """`config` with settings changed; each assignment is `section.setting=value`, the value in YAML.
+
+    Raises
+    ------
+    ConfigError
+        It has another form, names no setting, or its value is out of range.
+    """
+    content: dict[str, Any] = msgspec.to_builtins(config)
+    for text in assignments:
+        name, equals, value = text.partition("=")
+        section, dot, key = name.strip().partition(".")
+        if not equals or not dot:
+            raise ConfigError(f"--set {text!r} must be SECTION.SETTING=VALUE, as in cvd.z_mode=level")
+        try:
+            parsed = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"--set {text!r}: the value is not YAML: {error}") from error
+        if section not in content:
+            raise ConfigError(f"--set {text!r}: there is no section {section!r}; there are: {', '.join(content)}")
+        place = content[section]
+        *folders, last = key.split(".")
+        for folder in folders:
+            place = place.get(folder) if isinstance(place, dict) else None
+        if not isinstance(place, dict) or last not in place:
+            raise ConfigError(
+                f"--set {text!r}: there is no setting {key!r} in {section}; there are: {', '.join(content[section])}"
+            )
+        place[last] = parsed
+        _convert(content, f"--set {text}")
     return _convert(content, "the configuration")
 
 

@@ -16,6 +16,7 @@ COMMANDS: Final = {
     "tap": "orderflow.cli.tap",
     "topics": "orderflow.cli.topics",
     "verify": "orderflow.cli.verify",
+    "replay": "orderflow.cli.replay",
     "lake": "orderflow.cli.lake",
     "kafka": "orderflow.cli.kafka",
     "init": "orderflow.cli.init",

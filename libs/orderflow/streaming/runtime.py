@@ -30,10 +30,11 @@ from orderflow.streaming.snapshots import (
     check_fingerprint,
     encode_commit,
     encode_parts,
+    hour_of,
     load_newest,
 )
 from orderflow.streaming.writer import Writer
-from orderflow.topics import JOURNAL, TICKS
+from orderflow.topics import HOURLY, JOURNAL, TICKS
 
 logger = logging.getLogger(__name__)
 
@@ -121,6 +122,8 @@ class PartitionBase:
         self.epoch = 0
         """Epoch of the newest journal record processed; the view's own may be ahead of it."""
         self.clock_ts_ns = 0
+        self.saved_hour: int | None = None
+        """Hour of the newest snapshot; None before the first."""
         self.row_filter: frozenset[int] | None = None
         """Where set: enum indices of the third field that are wanted of `market.rows`; others only keep their place."""
         self.filtered_topic = ""
@@ -571,6 +574,9 @@ class ServiceRuntime(ABC):
             ):
                 self._check_retained(restored, begins, partition)
                 self.restore_task(task, restored)
+                task.saved_hour = hour_of(
+                    self.spec.state_name or self.spec.name, restored.commit.clock_ts_ns, self.options.snapshot_sec
+                )
                 self.stats.recoveries += 1
             self.tasks[partition] = task
         self.stats.recovery_sec = time.monotonic() - started
@@ -632,15 +638,27 @@ class ServiceRuntime(ABC):
         return tails
 
     async def write_snapshot(self, task: Any, states: dict[str, bytes], commit: Callable[[int, int], Commit]) -> None:
-        """Write a partition's state and the commit record behind it, durably."""
-        tp = TP(self.physical(self.spec.state_topic), task.partition)
+        """Write a partition's state and the commit record behind it; the first of an hour is kept with the journal.
+
+        Durable once `state_writer` is flushed.
+        """
+        name = self.spec.state_name or self.spec.name
+        hour = hour_of(name, task.clock_ts_ns, self.options.snapshot_sec)
+        if task.saved_hour is None or hour > task.saved_hour:
+            await self._append_snapshot(TP(self.physical(HOURLY), task.partition), states, commit, name)
+        task.saved_hour = hour
+        await self._append_snapshot(TP(self.physical(self.spec.state_topic), task.partition), states, commit)
+
+    async def _append_snapshot(
+        self, tp: TP, states: dict[str, bytes], commit: Callable[[int, int], Commit], service: str = ""
+    ) -> None:
         self._snapshot_count += 1
         snapshot_id = f"{self._instance}-{self._snapshot_count}"
         first_offset = (await self.log.end_offsets([tp]))[tp]
         now_ms = int(time.time() * 1000)
         for key, value, headers in encode_parts(snapshot_id, states):
             self.state_writer.append(tp, key, value, now_ms, headers)
-        key, value, headers = encode_commit(snapshot_id, commit(first_offset, len(states)))
+        key, value, headers = encode_commit(snapshot_id, commit(first_offset, len(states)), service)
         self.state_writer.append(tp, key, value, now_ms, headers)
 
     async def commit_offsets(self, positions: Mapping[int, Sequence[InputPosition]]) -> None:

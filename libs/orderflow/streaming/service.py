@@ -30,7 +30,7 @@ from orderflow.streaming.codec import Codecs
 from orderflow.streaming.init import codecs_for, wait_for_topics
 from orderflow.streaming.kafka_log import KafkaLog
 from orderflow.streaming.runtime import ProcessorRuntime, RuntimeOptions, ServiceRuntime, ServiceSpec, Stats
-from orderflow.topics import ROWS
+from orderflow.topics import HOURLY, ROWS
 
 logger = logging.getLogger("orderflow")
 
@@ -274,7 +274,7 @@ async def serve(name: str, config: Config, topics: tuple[str, ...], needs: tuple
     )
     pages: Pages | None = None
     try:
-        await wait_for_topics(runtime.kafka_bootstrap, runtime.topic_prefix, needs)
+        await wait_for_topics(runtime.kafka_bootstrap, runtime.topic_prefix, (*needs, HOURLY))
         codecs = await codecs_for(registry_client, runtime.topic_prefix, topics)
         await log.start()
         running, registry, status = build(config, log, codecs)
