@@ -68,6 +68,10 @@ class RuntimeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     """How services run; nothing here changes a result, so it is no part of any fingerprint."""
 
     topic_prefix: str = ""
+    input_prefix: str | None = None
+    """Of the topics that a service reads, where another than `topic_prefix`: outputs beside the old ones."""
+    verify_span_sec: Annotated[float, msgspec.Meta(ge=1, le=86_400)] = 3600.0
+    """How much of the journal the service `verify` takes at a time."""
     kafka_bootstrap: str = "127.0.0.1:9092"
     schema_registry_url: str = "http://127.0.0.1:8081"
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
@@ -131,6 +135,8 @@ ENVIRONMENT: Final[dict[str, tuple[str, str]]] = {
     "PARQUET_ROTATE_SEC": ("lake", "rotate_sec"),
     "SIGNAL_SINK": ("sinks", "signal_sink"),
     "TOPIC_PREFIX": ("runtime", "topic_prefix"),
+    "INPUT_PREFIX": ("runtime", "input_prefix"),
+    "VERIFY_SPAN_SEC": ("runtime", "verify_span_sec"),
     "KAFKA_BOOTSTRAP": ("runtime", "kafka_bootstrap"),
     "SCHEMA_REGISTRY_URL": ("runtime", "schema_registry_url"),
     "LOG_LEVEL": ("runtime", "log_level"),

@@ -27,6 +27,7 @@ from orderflow.topics import DERIVED, JOURNAL, PARTITIONS
 
 CHUNK: Final = 5000
 MAX_IDLE_POLLS: Final = 60
+TURN_RECORDS: Final = 100
 TAIL_RECORDS: Final = 50
 CATCH_UP_SEC: Final = 10.0
 """How long services that lag may stand still before they are judged as they are."""
@@ -275,6 +276,8 @@ class _Judge:
                 if not judging and journal["kind"] == "config" and session_of(journal["payload"]):
                     judging = self._judge_from(matches, partition, seq)
                 await self._step(cascade, matches, journal, span, judging=judging)
+                if seq % TURN_RECORDS == 0:
+                    await asyncio.sleep(0)  # pages and signals have their turn
                 last = seq
             if chunk[-1][0] > span.to_seq:
                 break

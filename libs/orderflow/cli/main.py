@@ -17,6 +17,8 @@ COMMANDS: Final = {
     "topics": "orderflow.cli.topics",
     "verify": "orderflow.cli.verify",
     "replay": "orderflow.cli.replay",
+    "diff": "orderflow.cli.diff",
+    "trace": "orderflow.cli.trace",
     "lake": "orderflow.cli.lake",
     "kafka": "orderflow.cli.kafka",
     "init": "orderflow.cli.init",

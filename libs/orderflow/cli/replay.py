@@ -79,7 +79,8 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--warm-up",
         metavar="SEC|all",
-        help=f"how long before the start stages without a usable snapshot compute (default: all; {WARM_UP_SEC:g} with --set)",
+        help="how long before the start stages compute that begin without a snapshot (default: all that is kept; with "
+        f"--set {WARM_UP_SEC:g} for those whose results change)",
     )
     parser.add_argument(
         "--from-lake", type=Path, metavar="DIR", help="rebuild the journal from the raw files of this lake first"
@@ -207,6 +208,7 @@ class _Command:
                 self.end,
                 files=not args.no_files,
                 warm_up_sec=self.warm_up_sec,
+                lost_too=args.warm_up is not None,
                 snapshots=not rebuilt,
             )
             info = self._info(plan, journal_prefix, config)
@@ -310,10 +312,9 @@ class _Command:
                 "middle of a session: windows fill, cvd counts from there, and a book syncs at the next snapshot of the "
                 f"exchange. Rows are not those of the live run. {info.notes[0]}"
             )
-        elif any(start.snapshots for start in plan.starts.values()):
-            print("begins from snapshots")
         else:
-            print("begins at the beginning of a session")
+            restored = sum(1 for start in plan.starts.values() if start.snapshots)
+            print(f"begins from snapshots in {restored} partitions, with a session in {len(plan.starts) - restored}")
 
 
 def _conclude(info: ReplayInfo, progress: Progress, seconds: float, folder: Path) -> None:
@@ -350,8 +351,7 @@ async def _show(progress: Progress, began: float) -> None:
         while True:
             await asyncio.sleep(TERMINAL_SEC if terminal else LINE_SEC)
             seconds = time.monotonic() - began
-            newest = max(progress.newest_ns.values(), default=0)
-            at = f"{datetime.fromtimestamp(newest / 1e9, UTC):%Y-%m-%dT%H:%M:%SZ}" if newest else "-"
+            at = f"{datetime.fromtimestamp(progress.at_ns / 1e9, UTC):%Y-%m-%dT%H:%M:%SZ}" if progress.at_ns else "-"
             line = (
                 f"{progress.done_share:4.0%}  {at}  {progress.journal_records:,} records, "
                 f"{progress.journal_records / seconds:,.0f}/s, {progress.market_sec / seconds:,.1f} times real time"

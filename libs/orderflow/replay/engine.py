@@ -55,13 +55,15 @@ class Progress:
     """Receive time of the first record that was stepped."""
     newest_ns: dict[int, int] = field(default_factory=dict)
     """Receive time up to which each partition is done."""
+    at_ns: int = 0
+    """Receive time that every partition which is not done has come to."""
     done_share: float = 0.0
     """Of the journal's records that are to be read."""
 
     @property
     def market_sec(self) -> float:
         """Seconds of market that were computed: from the first record to the newest."""
-        return (max(self.newest_ns.values(), default=0) - self.first_ns) / 1e9 if self.first_ns else 0.0
+        return (self.at_ns - self.first_ns) / 1e9 if self.at_ns else 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +141,7 @@ class Replay:
         self._keep_evaluator = keep_evaluator
         self._writer = Writer(log)
         self._parts: dict[int, _Partition] = {}
+        self._read: frozenset[TP] = frozenset()
         self._paused: set[TP] = set()
         self._pace_from: tuple[float, int] | None = None
         self._offsets = 1
@@ -171,6 +174,7 @@ class Replay:
         positions = {self._tp(p): part.start.offset for p, part in self._parts.items() if not part.read_whole}
         self._offsets = max(1, sum(ends[tp.partition] - offset for tp, offset in positions.items()))
         if positions:
+            self._read = frozenset(positions)
             reader = await self.log.reader(positions)
             try:
                 await self._loop(reader)
@@ -181,6 +185,7 @@ class Replay:
                 await feed.close()
                 self.progress.files += feed.sink.files_written
         await self._writer.flush()
+        self._note_time()
         self.progress.done_share = 1.0
         return self.progress
 
@@ -222,6 +227,8 @@ class Replay:
                 part.read_whole = True
             left += 0 if part.read_whole else max(0, part.end_offset - part.next_offset)
             left += len(part.waiting)
+            if tp not in self._read:
+                continue
             hold = part.read_whole or len(part.waiting) > MOST_WAITING
             if hold and tp not in self._paused:
                 reader.pause([tp])
@@ -230,6 +237,14 @@ class Replay:
                 reader.resume([tp])
                 self._paused.discard(tp)
         self.progress.done_share = max(0.0, 1.0 - left / self._offsets)
+        self._note_time()
+
+    def _note_time(self) -> None:
+        newest = self.progress.newest_ns
+        at_work = [
+            newest[partition] for partition, part in self._parts.items() if partition in newest and not part.done
+        ]
+        self.progress.at_ns = max(self.progress.at_ns, min(at_work, default=max(newest.values(), default=0)))
 
     async def _turn(self, part: _Partition) -> int:
         """Step what is due of one partition, then say how far it is."""

@@ -68,7 +68,8 @@ class Planner:
         end: Bound | None,
         *,
         files: bool,
-        warm_up_sec: float | None,
+        warm_up_sec: float | None = None,
+        lost_too: bool = False,
         snapshots: bool = True,
     ) -> Plan:
         """Decide where everything begins.
@@ -81,7 +82,10 @@ class Planner:
         files
             Whether files are written too: computing then begins a cut earlier, so that the first file is whole.
         warm_up_sec
-            How much before the start stages without a usable snapshot begin; None: at the oldest retained record.
+            How much before the start stages under other settings begin; None: at the oldest retained record.
+        lost_too
+            Whether stages that lack a snapshot begin there too; else at the oldest retained record, so that nothing but
+            what was changed differs.
         snapshots
             False where the journal has none beside it, as one that was rebuilt from files.
 
@@ -95,7 +99,7 @@ class Planner:
         anew = self._changed if snapshots else EVERY_STAGE
         lead_sec = max(self._config.lake.rotate_sec, JSONL_SEC) + SETTLE_SEC + 1 if files else 0
         found = await asyncio.gather(
-            *(self._one(tp, ends[tp], begin, end, anew, lead_sec, warm_up_sec) for tp in tps.values())
+            *(self._one(tp, ends[tp], begin, end, anew, lead_sec, warm_up_sec, lost_too) for tp in tps.values())
         )
         spans = {partition: span for partition, (span, _) in zip(tps, found, strict=True)}
         if not any(span.from_seq <= span.to_seq for span in spans.values()):
@@ -119,6 +123,7 @@ class Planner:
         anew: frozenset[str],
         lead_sec: float,
         warm_up_sec: float | None,
+        lost_too: bool,
     ) -> tuple[Span, Start]:
         first = await self._first_seq(tp, end_offset)
         to_seq = await self._to_seq(tp, end)
@@ -149,6 +154,7 @@ class Planner:
             need_seq,
             anew=anew,
             warm_seq=warm_seq,
+            lost_seq=warm_seq if lost_too else 0,
         )
         return Span(from_seq, to_seq), start
 

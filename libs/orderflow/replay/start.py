@@ -74,11 +74,12 @@ async def newest_start(
     *,
     anew: frozenset[str] = frozenset(),
     warm_seq: int = 0,
+    lost_seq: int = 0,
 ) -> Start:
     """Begin as late as the record `need_seq` allows.
 
-    Stages named in `anew`, and those without a snapshot, begin without a past at the record `warm_seq`; 0: at the
-    oldest one retained.
+    Stages named in `anew` begin without a past, at the record `warm_seq` or before; those that have no snapshot which
+    fits, at `lost_seq`. 0 is the oldest record retained.
     """
     journal = TP(prefix + JOURNAL, partition)
     begin = (await log.begin_offsets([journal]))[journal]
@@ -90,12 +91,12 @@ async def newest_start(
             restored = await _find_newest(log, config, prefix, partition, stage, need, begin)
         if restored is None:
             for topic in stage.inputs:
-                need[topic] = min(need[topic], (warm_seq - 1, WHOLE))
+                need[topic] = min(need[topic], ((warm_seq if stage.name in anew else lost_seq) - 1, WHOLE))
             continue
         found[stage.name] = restored
         for position in restored.commit.inputs:
             need[position.topic] = min(need[position.topic], (position.seq, position.sub))
-    return await _start(log, codecs, journal, begin, found, warm_seq)
+    return await _start(log, codecs, journal, begin, found, max(0, need[JOURNAL][0] + 1))
 
 
 async def oldest_start(log: Log, codecs: Codecs, config: Config, prefix: str, partition: int) -> Start | None:
@@ -150,7 +151,9 @@ def _usable(commit: Commit, stage: Stage, config: Config, begin: int) -> bool:
     )
 
 
-async def _start(log: Log, codecs: Codecs, journal: TP, begin: int, found: dict[str, Restored], warm_seq: int) -> Start:
+async def _start(
+    log: Log, codecs: Codecs, journal: TP, begin: int, found: dict[str, Restored], begin_seq: int
+) -> Start:
     without = tuple(stage.name for stage in STAGES if stage.name not in found)
     first = found.get(STAGES[0].name)
     session = next((each.commit.session for each in found.values()), "")
@@ -159,8 +162,8 @@ async def _start(log: Log, codecs: Codecs, journal: TP, begin: int, found: dict[
         offset, epoch, last_seq = position.next_offset, first.commit.epoch, position.seq
         from_seq = position.seq + 1
     else:
-        from_seq, last_seq = warm_seq, None
-        offset, epoch = (begin, 0) if warm_seq <= 1 else await journal_entry(log, journal, warm_seq)
+        from_seq, last_seq = begin_seq, None
+        offset, epoch = (begin, 0) if begin_seq <= 1 else await journal_entry(log, journal, begin_seq)
     start = Start(journal.partition, offset, epoch, last_seq, from_seq, found, without, session)
     if without:
         start.session = await _session_going_on(log, codecs, journal, start) or ""

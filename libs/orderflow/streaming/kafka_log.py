@@ -12,6 +12,7 @@ from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRebalanceListener
+from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.coordinator.assignors.range import RangePartitionAssignor
 from aiokafka.errors import (
     CommitFailedError,
@@ -23,7 +24,7 @@ from aiokafka.errors import (
 from aiokafka.structs import OffsetAndMetadata, TopicPartition
 
 from orderflow.errors import LogError
-from orderflow.streaming.log import TP, Batch, LogRecord
+from orderflow.streaming.log import COMMIT_NOTE, TP, Batch, Committed, LogRecord
 
 logger = logging.getLogger(__name__)
 
@@ -118,6 +119,8 @@ class KafkaMembership:
         self.assigned: frozenset[int] = frozenset()
         self.changed = asyncio.Event()
         self._topics = list(topics)
+        self._bootstrap = bootstrap
+        self._group = group
         self._consumer = AIOKafkaConsumer(
             bootstrap_servers=bootstrap,
             group_id=group,
@@ -159,7 +162,7 @@ class KafkaMembership:
         try:
             async with asyncio.timeout(COMMIT_SEC):
                 await self._consumer.commit(
-                    {TopicPartition(*tp): OffsetAndMetadata(offset, "") for tp, offset in offsets.items()}
+                    {TopicPartition(*tp): OffsetAndMetadata(offset, COMMIT_NOTE) for tp, offset in offsets.items()}
                 )
         except (CommitFailedError, IllegalStateError) as error:
             # A rebalance is under way. The newest snapshot, not the group's offset, says where to go on.
@@ -169,6 +172,25 @@ class KafkaMembership:
             logger.warning("offsets not committed: %r", error)
             return False
         return True
+
+    async def committed(self, tps: Iterable[TP]) -> dict[TP, Committed]:
+        wanted = set(tps)
+        admin = AIOKafkaAdminClient(bootstrap_servers=self._bootstrap, request_timeout_ms=REQUEST_TIMEOUT_MS)
+        try:
+            await _start(admin)
+            got = await admin.list_consumer_group_offsets(self._group)
+        except KafkaError as error:
+            raise LogError(
+                f"the broker at {self._bootstrap!r} did not tell the offsets of the group {self._group!r}: {error!r}; see "
+                "whether it runs"
+            ) from error
+        finally:
+            await admin.close()
+        return {
+            TP(tp.topic, tp.partition): Committed(each.offset, by_hand=each.metadata != COMMIT_NOTE)
+            for tp, each in got.items()
+            if each.offset >= 0 and TP(tp.topic, tp.partition) in wanted
+        }
 
     async def close(self) -> None:
         if self._watch is not None:
@@ -187,7 +209,7 @@ async def _start(client: Any) -> None:
             return
         except KafkaConnectionError as error:
             if loop.time() > deadline:
-                await client.stop()
+                await (client.close() if isinstance(client, AIOKafkaAdminClient) else client.stop())
                 raise LogError(
                     f"no Kafka broker answered at {client._client._bootstrap_servers!r} for {CONNECT_PATIENCE_SEC:g} s: "
                     f"{error}; start one with `orderflow kafka up` or set KAFKA_BOOTSTRAP"

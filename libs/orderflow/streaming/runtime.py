@@ -22,6 +22,7 @@ from orderflow.streaming.codec import Codecs, peek
 from orderflow.streaming.journal import JournalView, epoch_of, session_of
 from orderflow.streaming.log import TP, Log, LogRecord, Membership, Reader, read_ranges
 from orderflow.streaming.merge import Input, Merger
+from orderflow.streaming.seek import epoch_at
 from orderflow.streaming.snapshots import (
     Commit,
     InputPosition,
@@ -54,6 +55,8 @@ class RuntimeOptions:
     """How a service runs; nothing here changes a result."""
 
     prefix: str = ""
+    input_prefix: str | None = None
+    """Of the topics that are read; None: `prefix`."""
     snapshot_sec: float = 10.0
     poll_wait_ms: int = 100
     max_poll_records: int = 4000
@@ -171,6 +174,14 @@ class PartitionBase:
         return positions
 
     done: dict[str, tuple[int, int]]
+
+    def states(self) -> dict[str, bytes]:
+        """The whole state, as a snapshot holds it."""
+        raise NotImplementedError
+
+    def output_tails(self) -> list[OutputTail]:
+        """The newest (seq, sub) that this computation has come to, per output."""
+        return []
 
     def restore_inputs(self, commit: Commit) -> None:
         """Set inputs to where a snapshot left them."""
@@ -330,6 +341,9 @@ class ProcessorTask(PartitionBase):
                 self.writer.append(tp, b"", None, self._stamp_ms or int(time.time() * 1000), headers)
                 self.stats.markers_out += 1
 
+    def states(self) -> dict[str, bytes]:
+        return self.processor.snapshot()
+
     def output_tails(self) -> list[OutputTail]:
         """The newest (seq, sub) that this computation has come to, per output.
 
@@ -389,7 +403,7 @@ class ServiceRuntime(ABC):
         self._stopping = asyncio.Event()
         self._instance = uuid.uuid4().hex[:12]
         self._snapshot_count = 0
-        self._logical: dict[str, str] = {self.physical(topic): topic for topic in spec.inputs}
+        self._logical: dict[str, str] = {self.physical_input(topic): topic for topic in spec.inputs}
         self.state_writer = Writer(log)
 
     # -- what subclasses give -------------------------------------------------------------------------------------
@@ -412,6 +426,10 @@ class ServiceRuntime(ABC):
     def physical(self, topic: str) -> str:
         return self.options.prefix + topic
 
+    def physical_input(self, topic: str) -> str:
+        prefix = self.options.input_prefix
+        return (self.options.prefix if prefix is None else prefix) + topic
+
     def stop(self) -> None:
         """Drain what has been read, snapshot, and return from `run`."""
         self._stopping.set()
@@ -429,7 +447,7 @@ class ServiceRuntime(ABC):
         OrderflowError
             The broker lost a write, an input is damaged, or a step failed: the process must end and start anew.
         """
-        topics = [self.physical(topic) for topic in self.spec.inputs]
+        topics = [self.physical_input(topic) for topic in self.spec.inputs]
         self._membership = await self.log.join(f"{self.options.prefix}orderflow.{self.spec.name}", topics)
         next_snapshot = time.monotonic() + self.options.snapshot_sec
         try:
@@ -507,7 +525,7 @@ class ServiceRuntime(ABC):
                 buffered += waiting
                 if waiting <= limit and not self._paused:
                     continue
-                tp = TP(self.physical(each.topic), partition)
+                tp = TP(self.physical_input(each.topic), partition)
                 if waiting > limit and tp not in self._paused:
                     pause.append(tp)
                 elif waiting <= limit // 2 and tp in self._paused:
@@ -544,7 +562,7 @@ class ServiceRuntime(ABC):
         self._unfinished = set(self.tasks)
         self._reader = await self.log.reader(
             {
-                TP(self.physical(each.topic), partition): each.next_offset
+                TP(self.physical_input(each.topic), partition): each.next_offset
                 for partition, task in self.tasks.items()
                 for each in task.merger.inputs
             }
@@ -560,15 +578,18 @@ class ServiceRuntime(ABC):
         snapshots = await load_newest(self.log, state_tps.values())
         tails = await self._read_tails(partitions, {p: snapshots[tp] for p, tp in state_tps.items()})
         begins = await self.log.begin_offsets(
-            TP(self.physical(topic), partition) for topic in self.spec.inputs for partition in partitions
+            TP(self.physical_input(topic), partition) for topic in self.spec.inputs for partition in partitions
         )
+        by_hand = await self._offsets_by_hand(partitions)
         for partition in partitions:
             task = self.make_task(partition)
             for topic in self.spec.inputs:
-                task.by_topic[topic].next_offset = begins[TP(self.physical(topic), partition)]
+                task.by_topic[topic].next_offset = begins[TP(self.physical_input(topic), partition)]
             for topic, tail in tails[partition].items():
                 task.tails[topic] = tail
             restored = snapshots[state_tps[partition]]
+            if by_hand.get(partition):
+                await self._obey(task, by_hand[partition], restored, begins)
             if restored is not None and check_fingerprint(
                 restored.commit, self.spec.fingerprint, CODE_VERSION, state_tps[partition], rebuild=self.options.rebuild
             ):
@@ -581,9 +602,73 @@ class ServiceRuntime(ABC):
             self.tasks[partition] = task
         self.stats.recovery_sec = time.monotonic() - started
 
+    async def _offsets_by_hand(self, partitions: Sequence[int]) -> dict[int, dict[str, int]]:
+        """Offsets that somebody has given the group with Kafka's own tools: partition -> topic -> offset."""
+        assert self._membership is not None
+        tps = {
+            TP(self.physical_input(topic), partition): topic for topic in self.spec.inputs for partition in partitions
+        }
+        found: dict[int, dict[str, int]] = {}
+        for tp, committed in (await self._membership.committed(tps)).items():
+            if committed.by_hand:
+                found.setdefault(tp.partition, {})[tps[tp]] = committed.offset
+        return found
+
+    async def _obey(
+        self, task: Any, offsets: Mapping[str, int], restored: Restored | None, begins: Mapping[TP, int]
+    ) -> None:
+        """Begin at offsets given by hand, where nothing has been computed yet.
+
+        Raises
+        ------
+        LogError
+            Results exist already: going on elsewhere would leave a hole in them or repeat them; or only some inputs were
+            given an offset.
+        """
+        partition = task.partition
+        if restored is not None and all(
+            offsets.get(p.topic, p.next_offset) == p.next_offset for p in restored.commit.inputs
+        ):
+            return  # committed by an older version of ours, or reset to where we stand
+        group = f"{self.options.prefix}orderflow.{self.spec.name}"
+        given = ", ".join(f"{self.physical_input(topic)}[{partition}] at {offset}" for topic, offset in offsets.items())
+        if restored is not None or any(tail > NOTHING for tail in task.tails.values()):
+            raise LogError(
+                f"{self.spec.name}: the offsets of group {group!r} were reset by hand ({given}), but results under "
+                f"TOPIC_PREFIX={self.options.prefix!r} exist already, and going on elsewhere would repeat them or leave a "
+                f"hole: set a new TOPIC_PREFIX and INPUT_PREFIX={self.physical_input('')!r}, and reset the offsets of that "
+                "prefix' group; or, to go on as before, set them back with kafka-consumer-groups.sh --delete-offsets"
+            )
+        missing = [topic for topic in self.spec.inputs if topic not in offsets]
+        if missing:
+            raise LogError(
+                f"{self.spec.name}: of group {group!r} {given} was set by hand, but not "
+                f"{self.physical_input(missing[0])}[{partition}]: reset all inputs together (--all-topics), by the same time"
+            )
+        for topic, offset in offsets.items():
+            tp = TP(self.physical_input(topic), partition)
+            task.by_topic[topic].next_offset = max(offset, begins[tp])
+            if topic == JOURNAL:
+                task.view.epoch = task.epoch = await epoch_at(self.log, tp, offset)
+        await self._save_beginning(task)
+        logger.info("%s begins at offsets given by hand, without a past: %s", self.spec.name, given)
+
+    async def _save_beginning(self, task: Any) -> None:
+        """Before anything is written: a restart must begin where this start did, and know the offsets for its own."""
+        positions = task.positions()
+        await self.write_snapshot(
+            task,
+            task.states(),
+            lambda first, parts: task.commit_record(
+                first, parts, positions, task.output_tails(), self.spec.fingerprint
+            ),
+        )
+        await self.state_writer.flush()
+        await self.commit_offsets({task.partition: positions})
+
     def _check_retained(self, restored: Restored, begins: Mapping[TP, int], partition: int) -> None:
         for position in restored.commit.inputs:
-            begin = begins[TP(self.physical(position.topic), partition)]
+            begin = begins[TP(self.physical_input(position.topic), partition)]
             if position.next_offset < begin:
                 raise LogError(
                     f"{self.spec.name}: the newest snapshot of partition {partition} goes on at offset "
@@ -665,7 +750,7 @@ class ServiceRuntime(ABC):
         """Record the offsets with the group, for lag and for those who look with Kafka's own tools."""
         assert self._membership is not None
         offsets = {
-            TP(self.physical(position.topic), partition): position.next_offset
+            TP(self.physical_input(position.topic), partition): position.next_offset
             for partition, inputs in positions.items()
             for position in inputs
         }
@@ -715,7 +800,7 @@ class ProcessorRuntime(ServiceRuntime):
             outputs = task.output_tails()
             await self.write_snapshot(
                 task,
-                task.processor.snapshot(),
+                task.states(),
                 lambda first, parts, task=task, inputs=inputs, outputs=outputs: task.commit_record(  # type: ignore[misc]
                     first, parts, inputs, outputs, self.spec.fingerprint
                 ),

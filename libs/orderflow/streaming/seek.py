@@ -116,6 +116,16 @@ async def journal_entry(log: Log, tp: TP, seq: int) -> tuple[int, int]:
         back *= 4
 
 
+async def epoch_at(log: Log, tp: TP, offset: int) -> int:
+    """The epoch that the journal is under at an offset; see `journal_entry`."""
+    begin = (await log.begin_offsets([tp]))[tp]
+    end = (await log.end_offsets([tp]))[tp]
+    span = (max(begin, offset - NEIGHBOURS), min(end, offset + NEIGHBOURS))
+    records = (await read_ranges(log, {tp: span}))[tp]
+    before = max((epoch_of(record) for record in records if record.offset < offset), default=0)
+    return max(before, _epoch_before(records))
+
+
 def _admits(view: JournalView, record: LogRecord) -> bool:
     seq, kind, _ = peek(record.value or b"")
     return view.admit(record, seq, kind)

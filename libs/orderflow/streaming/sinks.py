@@ -128,6 +128,9 @@ class SinkTask(PartitionBase):
     def settled(self) -> bool:
         return self.ended and self.merger.frontier >= self.end_seq and not self._cut_pending and not self._rest
 
+    def states(self) -> dict[str, bytes]:
+        return self.sink.state()
+
     def restore(self, restored: Restored) -> None:
         self.restore_inputs(restored.commit)
         for position in restored.commit.inputs:
@@ -169,7 +172,7 @@ class SinkRuntime(ServiceRuntime):
         def commit(first_offset: int, parts: int) -> Commit:
             return task.commit_record(first_offset, parts, positions, [], self.spec.fingerprint)
 
-        await self.write_snapshot(task, task.sink.state(), commit)
+        await self.write_snapshot(task, task.states(), commit)
         await self.state_writer.flush()
         await self.commit_offsets({task.partition: positions})
         self.cuts += 1
