@@ -173,8 +173,6 @@ def test_the_majors_from_the_beginning_and_from_the_middle(
         assert derived_of(majors, prefix) == only_derived(topics_of(majors))
         assert files_of(folder) == files_of(majors.out)
         assert info["market_sec"] == pytest.approx(480, abs=1)
-        # A fifth of what a quiet machine gives: whatever else runs, replay keeps ahead of the market.
-        assert info["market_sec"] / info["seconds"] > 2
 
 
 def test_what_if_and_diff(killed: Run) -> None:
@@ -238,7 +236,7 @@ def test_a_signal_is_traced_to_the_very_lines_of_the_capture(killed: Run, captur
     trace = json.loads(done.stdout)
     assert trace["signal"]["signal_id"] == signal_id
     assert trace["fusion"]["seq"] == trace["signal"]["seq"]
-    lines = gzip.open(captures / ALTS, "rt", encoding="utf-8").read().splitlines()
+    lines = gzip.decompress((captures / ALTS).read_bytes()).decode().splitlines()
     traced = 0
     for name in ("ofi", "cvd"):
         if trace[name] is None:
