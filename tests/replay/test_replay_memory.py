@@ -12,6 +12,7 @@ from memory_pipeline import Pipeline, append, dataset, live, options, run_until_
 from orderflow.config import override
 from orderflow.errors import LogError, OrderflowError
 from orderflow.pipeline import STAGES
+from orderflow.replay import chain, service
 from orderflow.replay.diff import compare
 from orderflow.replay.engine import Replay, Target
 from orderflow.replay.plan import Bound, Plan, Planner
@@ -45,6 +46,19 @@ def pipeline(shared: Pipeline) -> Pipeline:
 
 def busiest(pipeline: Pipeline) -> int:
     return max(pipeline.data.journal_seqs, key=lambda partition: pipeline.data.journal_seqs[partition])
+
+
+def alter_last(pipeline: Pipeline, topic: str, field: str, back: int = 0) -> int:
+    """Add 1 to a field of the newest record of the busiest partition, or the `back`th before it; returns its seq."""
+    records = pipeline.log._records[TP(topic, busiest(pipeline))]
+    index = [number for number, record in enumerate(records) if record.value is not None][-1 - back]
+    old = records[index]
+    assert old.value is not None
+    row = pipeline.codecs.decoder(topic)(old.value)
+    value = pipeline.codecs.encoder(topic)({**row, field: row[field] + 1})
+    records[index] = type(old)(old.offset, old.timestamp, old.key, value, old.headers)
+    seq: int = row["seq"]
+    return seq
 
 
 async def replayed(
@@ -156,26 +170,20 @@ async def test_a_journal_cut_by_retention_is_verified_from_its_oldest_snapshots(
     assert report.notes == []
     assert report.compared[SIGNALS] > 50
     # Altered behind the cut, it is found; the place where the live topic was altered is named.
-    records = pipeline.log._records[TP(CVD, partition)]
-    index = max(number for number, record in enumerate(records) if record.value is not None)
-    value = records[index].value
-    assert value is not None
-    row = pipeline.codecs.decoder(CVD)(value)
-    altered = pipeline.codecs.encoder(CVD)({**row, "cvd": row["cvd"] + 1.0})
-    records[index] = type(records[index])(records[index].offset, 1, records[index].key, altered, records[index].headers)
+    seq = alter_last(pipeline, CVD, "cvd")
     for from_snapshots in (False, True):
         found = await verify(
             pipeline.log,
             pipeline.codecs,
             pipeline.config,
             "",
-            Bound(seq=row["seq"] - 3) if from_snapshots else None,
+            Bound(seq=seq - 3) if from_snapshots else None,
             partitions=[partition],
             from_snapshots=from_snapshots,
         )
         (divergence,) = found.divergences
-        assert (divergence.topic, divergence.seq, divergence.field) == (CVD, row["seq"], "cvd")
-        assert (divergence.live, divergence.recomputed) == (row["cvd"] + 1.0, row["cvd"])
+        assert (divergence.topic, divergence.seq, divergence.field) == (CVD, seq, "cvd")
+        assert divergence.live == divergence.recomputed + 1.0
 
 
 async def test_a_cut_journal_without_snapshots_is_not_called_identical(pipeline: Pipeline) -> None:
@@ -297,7 +305,67 @@ async def test_runs_of_different_journals_are_not_compared(pipeline: Pipeline) -
                     value = pipeline.codecs.encoder(TICKS)({**tick, "recv_ts_ns": tick["recv_ts_ns"] + 1})
                     moved[number] = type(record)(record.offset, 1, record.key, value, record.headers)
     with pytest.raises(OrderflowError, match="not computed from the same journal"):
-        await compare(pipeline.log, pipeline.codecs, "", "other.")
+        await compare(pipeline.log, pipeline.codecs, "", "other.", (TICKS,))
+
+
+async def test_the_service_judges_the_newest_stretch_and_counts_divergences(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "SETTLE_SEC", 0.0)
+    monkeypatch.setattr(service, "LOOK_SEC", 0.001)
+    config = override(pipeline.config, ("runtime.verify_span_sec=12",))
+    for altered in (False, True):
+        if altered:
+            alter_last(pipeline, SIGNALS, "ttl_ms", back=20)
+        verifying = service.VerifyService(pipeline.log, pipeline.codecs, config)
+        running = asyncio.create_task(verifying.run())
+        async with asyncio.timeout(60):
+            while verifying.rounds < 1:
+                assert not running.done(), running.result()
+                await asyncio.sleep(0.001)
+        assert verifying.ready
+        verifying.stop()
+        await running
+        assert verifying.compared > 100
+        assert verifying.not_judged == 0
+        expected = {"altered": 1} if altered else {}
+        assert sum(verifying.divergences.values()) == len(expected)
+        assert verifying.divergences[SIGNALS] == len(expected)
+        families = {family.name: family for family in service.VerifyCollector(verifying, "f" * 64).collect()}
+        counted = {sample.labels["topic"]: sample.value for sample in families["replay_divergence"].samples}
+        assert counted == {topic: float(altered and topic == SIGNALS) for topic in DERIVED}
+
+
+async def test_the_chain_goes_on_where_retention_has_cut_and_tells_of_what_was_altered(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(chain, "BLOCK_SEQS", 100)
+    topics = (JOURNAL, *DERIVED)
+    partition = busiest(pipeline)
+    first = await chain.follow(pipeline.log, "", topics, {})
+    assert not first.differences
+    assert first.added > 10
+    chain.save(tmp_path / "chain.json", first)
+    assert chain.load(tmp_path / "chain.json") == first.marks
+    for topic in topics:
+        tp = TP(topic, partition)
+        pipeline.log.trim(tp, (await pipeline.log.end_offsets([tp]))[tp] // 3)
+    cut = await chain.follow(pipeline.log, "", topics, chain.load(tmp_path / "chain.json"))
+    assert not cut.differences
+    assert cut.added == 0
+    assert cut.heads == first.heads
+    seq = alter_last(pipeline, CVD, "cvd")
+    altered = await chain.follow(pipeline.log, "", topics, first.marks)
+    (difference,) = altered.differences
+    assert (difference.topic, difference.partition) == (CVD, partition)
+    assert difference.first_seq <= seq <= difference.last_seq
+    chain.save(tmp_path / "chain.json", altered)  # what was there stays known
+    assert chain.load(tmp_path / "chain.json") == first.marks
+    content = (tmp_path / "chain.json").read_text("utf-8")
+    mark = first.marks[CVD, partition].blocks[0]
+    (tmp_path / "chain.json").write_text(content.replace(mark.digest, "0" * 64), "utf-8")
+    with pytest.raises(OrderflowError, match="the file was altered"):
+        chain.load(tmp_path / "chain.json")
 
 
 # -- offsets given by hand --------------------------------------------------------------------------------------------

@@ -13,7 +13,6 @@ from typing import Any, Final
 
 from orderflow.cli.common import Reached, add_run_argument, check_topics, reach, topic_named
 from orderflow.replay.diff import COMPARED, Difference, compare, fields_by_change
-from orderflow.topics import DERIVED, TICKS
 
 FIELDS_SHOWN: Final = 8
 LIVE: Final = "live"
@@ -44,10 +43,10 @@ def prefix_of(side: str, live: str) -> str:
 
 
 async def _diff(args: argparse.Namespace, topics: tuple[str, ...]) -> int:
-    async with reach(args, sorted({*topics, TICKS}), check=False) as reached:
+    async with reach(args, list(topics), check=False) as reached:
         left, right = (prefix_of(side, reached.prefix) for side in (args.left, args.right))
         for prefix in (left, right):
-            await check_topics(reached.bootstrap, prefix, DERIVED)
+            await check_topics(reached.bootstrap, prefix, topics)
         result = await _compare(reached, left, right, topics)
     _print_json(result) if args.json else _print(result, args.left, args.right)
     return 0 if result.same else 1

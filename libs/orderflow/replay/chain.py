@@ -19,6 +19,7 @@ import msgspec
 from orderflow.errors import OrderflowError
 from orderflow.streaming.codec import PREFIX_BYTES
 from orderflow.streaming.log import TP, Log
+from orderflow.streaming.seek import BEYOND
 from orderflow.topics import JOURNAL, PARTITIONS
 
 BLOCK_SEQS: Final = 10_000
@@ -134,7 +135,10 @@ async def _hash(log: Log, tp: TP, old: Tail | None, result: Result) -> _Found:
     from orderflow.verify import canonical, frontiers
 
     begin = (await log.begin_offsets([tp]))[tp]
-    closed_to = (await frontiers(log, [tp]))[tp]
+    journal = tp.topic.endswith(JOURNAL)
+    # A record of the journal is all that there is of its seq; which one is the newest only the canonical view tells.
+    closed_to = BEYOND if journal else (await frontiers(log, [tp]))[tp]
+    newest = -1
     found = _Found()
     block, count, digest = 0, 0, hashlib.sha256()
     # Of the block in which retention has cut, a part is gone; an empty topic partition has whole blocks without records.
@@ -148,10 +152,11 @@ async def _hash(log: Log, tp: TP, old: Tail | None, result: Result) -> _Found:
                     old.to_seq, count if same else 0, (digest if same else hashlib.sha256()).hexdigest()
                 )
 
-    async for chunk in canonical(log, tp, journal=tp.topic.endswith(JOURNAL)):
+    async for chunk in canonical(log, tp, journal=journal):
         for seq, sub, record in chunk:
             if seq > closed_to:
                 break
+            newest = seq
             number = seq // BLOCK_SEQS
             if whole_from < 0:
                 whole_from = number + 1
@@ -165,10 +170,13 @@ async def _hash(log: Log, tp: TP, old: Tail | None, result: Result) -> _Found:
             digest.update(memoryview(value)[PREFIX_BYTES:])
             count += 1
             result.records += 1
+    if whole_from < 0:
+        return found  # retention has taken every record, and what there was before the markers nobody knows
+    closed_to = newest if journal else closed_to
     pass_old_tail(closed_to + 1)
     open_block = (closed_to + 1) // BLOCK_SEQS
-    _close(found.blocks, range(block, open_block), max(whole_from, 0), count, digest)
-    if closed_to >= 0 and 0 <= whole_from <= open_block:
+    _close(found.blocks, range(block, open_block), whole_from, count, digest)
+    if closed_to >= 0 and whole_from <= open_block:
         same = block == open_block
         found.tail = Tail(closed_to, count if same else 0, (digest if same else hashlib.sha256()).hexdigest())
     return found

@@ -13,7 +13,7 @@ from orderflow.processor import Record
 from orderflow.replay.cascade import WHOLE, Place
 from orderflow.streaming.codec import PREFIX_BYTES, Codecs
 from orderflow.streaming.log import TP, Log, LogRecord
-from orderflow.topics import CVD, DERIVED, FEATURE_EVENTS, FUSION, OFI, PARTITIONS, SIGNALS, TICKS
+from orderflow.topics import CVD, FEATURE_EVENTS, FUSION, OFI, PARTITIONS, SIGNALS
 from orderflow.verify import canonical, first_difference, frontiers
 
 COMPARED: Final = (OFI, CVD, FUSION, FEATURE_EVENTS, SIGNALS)
@@ -107,22 +107,24 @@ async def compare(log: Log, codecs: Codecs, left: str, right: str, topics: Seque
     """
     result = Difference(topics={topic: TopicDifference() for topic in topics})
     for partition in range(PARTITIONS):
-        stretch = await _stretch(log, (left, right), partition)
+        stretch = await _stretch(log, (left, right), partition, topics)
         if stretch is None:
             continue
         result.stretch[partition] = stretch
-        await _check_journal(log, codecs, (left, right), partition, stretch)
         for topic in topics:
+            await _check_journal(log, codecs, (left, right), topic, partition, stretch)
             await _compare_topic(log, codecs, (left, right), topic, partition, stretch, result)
     if not result.stretch:
         raise OrderflowError(f"{left}* and {right}* have no journal numbers in common: nothing can be compared")
     return result
 
 
-async def _stretch(log: Log, prefixes: tuple[str, str], partition: int) -> tuple[int, int] | None:
+async def _stretch(
+    log: Log, prefixes: tuple[str, str], partition: int, topics: Sequence[str]
+) -> tuple[int, int] | None:
     firsts, lasts = [], []
     for prefix in prefixes:
-        tps = [TP(prefix + topic, partition) for topic in DERIVED]
+        tps = [TP(prefix + topic, partition) for topic in topics]
         first = [seq for tp in tps if (seq := await _first_seq(log, tp)) is not None]
         if not first:
             return None
@@ -138,17 +140,19 @@ async def _first_seq(log: Log, tp: TP) -> int | None:
 
 
 async def _check_journal(
-    log: Log, codecs: Codecs, prefixes: tuple[str, str], partition: int, stretch: tuple[int, int]
+    log: Log, codecs: Codecs, prefixes: tuple[str, str], topic: str, partition: int, stretch: tuple[int, int]
 ) -> None:
-    """Numbers mean the same in both only where they count the same journal: its ticks tell."""
-    async for _, left, right in _pairs(log, prefixes, TICKS, partition, stretch):
+    """Numbers mean the same in both only where they count the same journal: the time of receipt tells."""
+    async for place, left, right in _pairs(log, prefixes, topic, partition, stretch):
         if left is None or right is None:
             continue
-        times = [(await _decoded(codecs, TICKS, each))["recv_ts_ns"] for each in (left, right)]
+        records = [await _decoded(codecs, topic, each) for each in (left, right)]
+        times = [each.get("recv_ts_ns", each.get("recv_ts_ms")) for each in records]
         if times[0] != times[1]:
             raise OrderflowError(
-                f"{prefixes[0]}* and {prefixes[1]}* were not computed from the same journal (market.ticks[{partition}] was "
-                f"received at {times[0]} and at {times[1]}): records can't be matched. Compare a run with its replays"
+                f"{prefixes[0]}* and {prefixes[1]}* were not computed from the same journal ({topic}[{partition}] seq "
+                f"{place[0]} was received at {times[0]} and at {times[1]}): records can't be matched. Compare a run with its "
+                "replays"
             )
         return
 
