@@ -11,6 +11,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
+import msgspec
+
 from orderflow.config import Config
 from orderflow.pipeline import STAGES, Stage
 from orderflow.replay.cascade import NOTHING, WHOLE, Place
@@ -22,7 +24,12 @@ from orderflow.streaming.seek import decoded, journal_entry, read_journal
 from orderflow.streaming.snapshots import Commit, Restored, Suits, load_newest, load_oldest
 from orderflow.topics import DERIVED, HOURLY, JOURNAL
 
+UNKNOWN: Final = "unknown"
 EVERY_STAGE: Final = frozenset(stage.name for stage in STAGES)
+
+
+class _TickSession(msgspec.Struct):
+    session: str = ""
 
 
 @dataclass(slots=True)
@@ -173,13 +180,18 @@ async def _start(
 async def _session_going_on(log: Log, codecs: Codecs, journal: TP, start: Start) -> str | None:
     """What session the first record that is stepped belongs to; None where it begins one, or is the first of all."""
     end = (await log.end_offsets([journal]))[journal]
+    first = True
     async for chunk in read_journal(log, journal, start.offset, start.epoch, start.last_seq, end, chunk=500):
         for seq, record in chunk:
             if seq < start.from_seq:
                 continue
             assert record.value is not None
             content = await decoded(codecs, record.value)
-            if seq <= 1 or (content["kind"] == "config" and session_of(content["payload"])):
+            if first and (seq <= 1 or (content["kind"] == "config" and session_of(content["payload"]))):
                 return None
-            return start.session or "unknown"
-    return None
+            first = False
+            if start.session:
+                return start.session
+            if content["kind"] == "tick":
+                return msgspec.json.decode(content["payload"], type=_TickSession).session or UNKNOWN
+    return None if first else UNKNOWN

@@ -176,14 +176,21 @@ class KafkaMembership:
     async def committed(self, tps: Iterable[TP]) -> dict[TP, Committed]:
         wanted = set(tps)
         admin = AIOKafkaAdminClient(bootstrap_servers=self._bootstrap, request_timeout_ms=REQUEST_TIMEOUT_MS)
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + COMMIT_SEC
         try:
             await _start(admin)
-            got = await admin.list_consumer_group_offsets(self._group)
-        except KafkaError as error:
-            raise LogError(
-                f"the broker at {self._bootstrap!r} did not tell the offsets of the group {self._group!r}: {error!r}; see "
-                "whether it runs"
-            ) from error
+            while True:
+                try:
+                    got = await admin.list_consumer_group_offsets(self._group)
+                    break
+                except KafkaError as error:  # the group's coordinator may be moving
+                    if loop.time() > deadline:
+                        raise LogError(
+                            f"the broker at {self._bootstrap!r} did not tell the offsets of the group {self._group!r} "
+                            f"within {COMMIT_SEC:g} s: {error!r}; see whether it runs"
+                        ) from error
+                    await asyncio.sleep(0.2)
         finally:
             await admin.close()
         return {
