@@ -41,6 +41,7 @@ def pipeline(shared: Pipeline) -> Pipeline:
     log._records = {tp: list(records) for tp, records in shared.log._records.items()}
     log._begin = dict(shared.log._begin)
     log._groups = {}
+    log._appended = asyncio.Event()
     return Pipeline(log, shared.codecs, shared.config, shared.data)
 
 
