@@ -230,6 +230,32 @@ async def test_an_epoch_that_rises_unannounced_ends_the_reading(pipeline: Pipeli
             pass
 
 
+async def test_a_snapshot_taken_anywhere_goes_on_with_the_true_journal(pipeline: Pipeline) -> None:
+    """Also right behind an `open`, before anything of its epoch has come, where the superseded recorder still writes."""
+    partition = busiest(pipeline)
+    tp = TP(JOURNAL, partition)
+    records = pipeline.log._records[tp]
+    true = [value for _, value in pipeline.data.topics[JOURNAL][partition]]
+    service = runtime(pipeline, "normaliser", options())
+    for read in range(1, len(records)):
+        if read % 31 and not any(dict(r.headers)["epoch"] != b"1" for r in records[read - 1 : read]):
+            continue
+        task = service.make_task(partition)
+        await task.push(JOURNAL, records[:read])
+        task.merger.run(read - read % 3)
+        commit = task.commit_record(0, 0, task.positions(), [], "f")
+        (position,) = commit.inputs
+        last_seq = position.seq if position.seq >= 0 else None
+        rest = [
+            record.value
+            async for chunk in read_journal(
+                pipeline.log, tp, position.next_offset, commit.epoch, last_seq, len(records)
+            )
+            for _, record in chunk
+        ]
+        assert rest == true[max(position.seq, 0) :], read
+
+
 async def test_time_is_found_by_bisection(pipeline: Pipeline) -> None:
     partition = busiest(pipeline)
     decode = pipeline.codecs.decoder(JOURNAL)

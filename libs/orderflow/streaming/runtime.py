@@ -235,8 +235,25 @@ class PartitionBase:
             code_version=CODE_VERSION,
             fingerprint=fingerprint,
             clock_ts_ns=self.clock_ts_ns,
-            epoch=self.epoch,
+            epoch=self._epoch_to_go_on(),
         )
+
+    def _epoch_to_go_on(self) -> int:
+        """The epoch that the journal is under where reading will go on.
+
+        An `open` that was read lies before that place though nothing of its epoch may have been processed yet: a restart
+        that did not know of it would take a superseded recorder's late records.
+        """
+        if self.view is None:
+            return self.epoch
+        pending = [record for each, _, _, record in self.released if each.topic == JOURNAL]
+        pending += [record for _, _, record in self.by_topic[JOURNAL].waiting if record is not None][:1]
+        return epoch_of(pending[0]) if pending else self.view.epoch
+
+    @property
+    def released(self) -> Sequence[tuple[Input, int, int, LogRecord]]:
+        """What the merge has given and is not processed yet."""
+        return ()
 
 
 class ProcessorTask(PartitionBase):

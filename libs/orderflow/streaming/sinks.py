@@ -16,7 +16,8 @@ from orderflow.errors import OrderflowError
 from orderflow.lake.sink import FileSink
 from orderflow.streaming.codec import Codecs
 from orderflow.streaming.journal import epoch_of
-from orderflow.streaming.log import Log
+from orderflow.streaming.log import Log, LogRecord
+from orderflow.streaming.merge import Input
 from orderflow.streaming.runtime import (
     CONTROL_KINDS,
     PartitionBase,
@@ -118,6 +119,10 @@ class SinkTask(PartitionBase):
         self._cut_pending = False
         await self._commit(self, self.positions(self._rest), result)
         return True
+
+    @property
+    def released(self) -> Sequence[tuple[Input, int, int, LogRecord]]:
+        return self._rest
 
     @property
     def waits_on_itself(self) -> bool:
