@@ -67,8 +67,7 @@ async def _admin(bootstrap: str) -> AIOKafkaAdminClient:
 def topic_settings(topic: Topic) -> dict[str, str]:
     """Settings of a topic at the broker."""
     settings = {"cleanup.policy": "delete", "max.message.bytes": str(MAX_MESSAGE_BYTES)}
-    if topic.schema is None:
-        # State is bounded by size, not by age: however long a service is away, its newest snapshot stays.
+    if topic.bounded_by_size:
         return settings | {
             "retention.ms": "-1",
             "retention.bytes": str(STATE_BYTES),

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRebalanceListener
+from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.coordinator.assignors.range import RangePartitionAssignor
 from aiokafka.errors import (
     BrokerResponseError,
@@ -30,7 +31,7 @@ from aiokafka.errors import (
 from aiokafka.structs import OffsetAndMetadata, TopicPartition
 
 from orderflow.errors import BrokerAwayError, LogError
-from orderflow.streaming.log import TP, Batch, LogRecord
+from orderflow.streaming.log import COMMIT_NOTE, TP, Batch, Committed, LogRecord
 
 logger = logging.getLogger(__name__)
 
@@ -147,6 +148,8 @@ class KafkaMembership:
         self.assigned: frozenset[int] = frozenset()
         self.changed = asyncio.Event()
         self._topics = list(topics)
+        self._bootstrap = bootstrap
+        self._group = group
         self._consumer = AIOKafkaConsumer(
             bootstrap_servers=bootstrap,
             group_id=group,
@@ -192,7 +195,7 @@ class KafkaMembership:
         try:
             async with asyncio.timeout(COMMIT_SEC):
                 await self._consumer.commit(
-                    {TopicPartition(*tp): OffsetAndMetadata(offset, "") for tp, offset in offsets.items()}
+                    {TopicPartition(*tp): OffsetAndMetadata(offset, COMMIT_NOTE) for tp, offset in offsets.items()}
                 )
         except (CommitFailedError, IllegalStateError) as error:
             # A rebalance is under way. The newest snapshot, not the group's offset, says where to go on.
@@ -202,6 +205,32 @@ class KafkaMembership:
             logger.warning("offsets not committed: %r", error)
             return False
         return True
+
+    async def committed(self, tps: Iterable[TP]) -> dict[TP, Committed]:
+        wanted = set(tps)
+        admin = AIOKafkaAdminClient(bootstrap_servers=self._bootstrap, request_timeout_ms=REQUEST_TIMEOUT_MS)
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + COMMIT_SEC
+        try:
+            await _start(admin)
+            while True:
+                try:
+                    got = await admin.list_consumer_group_offsets(self._group)
+                    break
+                except KafkaError as error:  # the group's coordinator may be moving
+                    if loop.time() > deadline:
+                        raise BrokerAwayError(
+                            f"the broker at {self._bootstrap!r} did not tell the offsets of the group {self._group!r} "
+                            f"within {COMMIT_SEC:g} s: {error!r}; see whether it runs"
+                        ) from error
+                    await asyncio.sleep(0.2)
+        finally:
+            await _stop(admin, "client")
+        return {
+            TP(tp.topic, tp.partition): Committed(each.offset, by_hand=each.metadata != COMMIT_NOTE)
+            for tp, each in got.items()
+            if each.offset >= 0 and TP(tp.topic, tp.partition) in wanted
+        }
 
     async def close(self) -> None:
         if self._watch is not None:
@@ -432,7 +461,7 @@ async def _stop(client: Any, what: str) -> None:
     Without a broker the client's own stop may never return, or raise a CancelledError that nobody asked for, and then
     leaves its connections open.
     """
-    stopping = asyncio.ensure_future(client.stop())
+    stopping = asyncio.ensure_future(client.close() if isinstance(client, AIOKafkaAdminClient) else client.stop())
     await asyncio.wait([stopping], timeout=CLOSE_SEC)
     if stopping.done() and not stopping.cancelled() and stopping.exception() is None:
         return

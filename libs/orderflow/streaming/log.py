@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple, Protocol, TypeAlias
+from typing import Final, NamedTuple, Protocol, TypeAlias
 
 from orderflow.errors import BrokerAwayError, LogError
 
@@ -79,6 +79,18 @@ class Reader(Protocol):
     async def close(self) -> None: ...
 
 
+COMMIT_NOTE: Final = "orderflow"
+"""Stands beside every offset that we commit. Kafka's own tools leave the place empty, so a reset by hand shows."""
+
+
+class Committed(NamedTuple):
+    """An offset that a group has for a partition."""
+
+    offset: int
+    by_hand: bool
+    """Whether somebody else than a service of ours has set it."""
+
+
 class Membership(Protocol):
     """A place in a consumer group: gives partition numbers, takes commits; reads no data itself."""
 
@@ -99,6 +111,16 @@ class Membership(Protocol):
 
     async def commit(self, offsets: Mapping[TP, int]) -> bool:
         """Record offsets for the group; False where a rebalance made them void (harmless: state decides)."""
+        ...
+
+    async def committed(self, tps: Iterable[TP]) -> dict[TP, Committed]:
+        """The group's offsets; partitions without one are left out.
+
+        Raises
+        ------
+        LogError
+            The broker does not tell.
+        """
         ...
 
     async def close(self) -> None: ...

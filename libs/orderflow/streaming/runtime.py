@@ -25,6 +25,7 @@ from orderflow.streaming.codec import Codecs, peek
 from orderflow.streaming.journal import JournalView, epoch_of, session_of
 from orderflow.streaming.log import TP, Log, LogRecord, Membership, Reader, read_ranges
 from orderflow.streaming.merge import Input, Merger
+from orderflow.streaming.seek import epoch_at
 from orderflow.streaming.snapshots import (
     Commit,
     InputPosition,
@@ -33,10 +34,11 @@ from orderflow.streaming.snapshots import (
     check_fingerprint,
     encode_commit,
     encode_parts,
+    hour_of,
     load_newest,
 )
 from orderflow.streaming.writer import Writer
-from orderflow.topics import JOURNAL, TICKS
+from orderflow.topics import HOURLY, JOURNAL, TICKS
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +63,8 @@ class RuntimeOptions:
     """How a service runs; nothing here changes a result."""
 
     prefix: str = ""
+    input_prefix: str | None = None
+    """Of the topics that are read; None: `prefix`."""
     snapshot_sec: float = 10.0
     poll_wait_ms: int = 100
     max_poll_records: int = 4000
@@ -136,6 +140,8 @@ class PartitionBase:
         self.clock_ts_ns = 0
         self.lineage = 0
         """See `Commit.lineage`."""
+        self.saved_hour: int | None = None
+        """Hour of the newest snapshot; None before the first."""
         self.row_filter: frozenset[int] | None = None
         """Where set: enum indices of the third field that are wanted of `market.rows`; others only keep their place."""
         self.filtered_topic = ""
@@ -183,6 +189,14 @@ class PartitionBase:
         return positions
 
     done: dict[str, tuple[int, int]]
+
+    def states(self) -> dict[str, bytes]:
+        """The whole state, as a snapshot holds it."""
+        raise NotImplementedError
+
+    def output_tails(self) -> list[OutputTail]:
+        """The newest (seq, sub) that this computation has come to, per output."""
+        return []
 
     def restore_inputs(self, commit: Commit) -> None:
         """Set inputs to where a snapshot left them."""
@@ -236,9 +250,26 @@ class PartitionBase:
             code_version=CODE_VERSION,
             fingerprint=fingerprint,
             clock_ts_ns=self.clock_ts_ns,
-            epoch=self.epoch,
+            epoch=self._epoch_to_go_on(),
             lineage=self.lineage,
         )
+
+    def _epoch_to_go_on(self) -> int:
+        """The epoch that the journal is under where reading will go on.
+
+        An `open` that was read lies before that place though nothing of its epoch may have been processed yet: a restart
+        that did not know of it would take a superseded recorder's late records.
+        """
+        if self.view is None:
+            return self.epoch
+        pending = [record for each, _, _, record in self.released if each.topic == JOURNAL]
+        pending += [record for _, _, record in self.by_topic[JOURNAL].waiting if record is not None][:1]
+        return epoch_of(pending[0]) if pending else self.view.epoch
+
+    @property
+    def released(self) -> Sequence[tuple[Input, int, int, LogRecord]]:
+        """What the merge has given and is not processed yet."""
+        return ()
 
 
 class ProcessorTask(PartitionBase):
@@ -344,6 +375,9 @@ class ProcessorTask(PartitionBase):
                 self.writer.append(tp, b"", None, self._stamp_ms or int(time.time() * 1000), headers)
                 self.stats.markers_out += 1
 
+    def states(self) -> dict[str, bytes]:
+        return self.processor.snapshot()
+
     def output_tails(self) -> list[OutputTail]:
         """The newest (seq, sub) that this computation has come to, per output.
 
@@ -409,7 +443,7 @@ class ServiceRuntime(ABC):
         self._failing_since: float | None = None
         self._instance = uuid.uuid4().hex[:12]
         self._snapshot_count = 0
-        self._logical: dict[str, str] = {self.physical(topic): topic for topic in spec.inputs}
+        self._logical: dict[str, str] = {self.physical_input(topic): topic for topic in spec.inputs}
         self.state_writer = Writer(log, patience_sec=options.broker_patience_sec)
 
     # -- what subclasses give -------------------------------------------------------------------------------------
@@ -431,6 +465,10 @@ class ServiceRuntime(ABC):
 
     def physical(self, topic: str) -> str:
         return self.options.prefix + topic
+
+    def physical_input(self, topic: str) -> str:
+        prefix = self.options.input_prefix
+        return (self.options.prefix if prefix is None else prefix) + topic
 
     @property
     def writers(self) -> list[Writer]:
@@ -481,7 +519,7 @@ class ServiceRuntime(ABC):
 
     async def _work(self) -> None:
         """Join the group, take over partitions, process; return at a stop with everything saved."""
-        topics = [self.physical(topic) for topic in self.spec.inputs]
+        topics = [self.physical_input(topic) for topic in self.spec.inputs]
         if self._membership is None:
             self._membership = await self.log.join(f"{self.options.prefix}orderflow.{self.spec.name}", topics)
         next_snapshot = time.monotonic() + self.options.snapshot_sec
@@ -609,7 +647,7 @@ class ServiceRuntime(ABC):
                 buffered += waiting
                 if waiting <= limit and not self._paused:
                     continue
-                tp = TP(self.physical(each.topic), partition)
+                tp = TP(self.physical_input(each.topic), partition)
                 if waiting > limit and tp not in self._paused:
                     pause.append(tp)
                 elif waiting <= limit // 2 and tp in self._paused:
@@ -647,7 +685,7 @@ class ServiceRuntime(ABC):
         self._unfinished = set(self.tasks)
         self._reader = await self.log.reader(
             {
-                TP(self.physical(each.topic), partition): each.next_offset
+                TP(self.physical_input(each.topic), partition): each.next_offset
                 for partition, task in self.tasks.items()
                 for each in task.merger.inputs
             }
@@ -665,16 +703,19 @@ class ServiceRuntime(ABC):
         snapshots = await load_newest(self.log, state_tps.values())
         tails = await self._read_tails(partitions, {p: snapshots[tp] for p, tp in state_tps.items()})
         begins = await self.log.begin_offsets(
-            TP(self.physical(topic), partition) for topic in self.spec.inputs for partition in partitions
+            TP(self.physical_input(topic), partition) for topic in self.spec.inputs for partition in partitions
         )
+        by_hand = await self._offsets_by_hand(partitions)
         crash.point("recovering")
         for partition in partitions:
             task = self.make_task(partition)
             for topic in self.spec.inputs:
-                task.by_topic[topic].next_offset = begins[TP(self.physical(topic), partition)]
+                task.by_topic[topic].next_offset = begins[TP(self.physical_input(topic), partition)]
             for topic, tail in tails[partition].items():
                 task.tails[topic] = tail
             restored = snapshots[state_tps[partition]]
+            if by_hand.get(partition):
+                await self._obey(task, by_hand[partition], restored, begins)
             if (
                 restored is not None
                 and check_fingerprint(
@@ -687,16 +728,79 @@ class ServiceRuntime(ABC):
                 and self._retained(restored, begins, partition)
             ):
                 self.restore_task(task, restored)
+                task.saved_hour = hour_of(
+                    self.spec.state_name or self.spec.name, restored.commit.clock_ts_ns, self.options.snapshot_sec
+                )
                 self.stats.recoveries += 1
             elif restored is not None:
                 task.lineage = restored.commit.lineage + 1
             self.tasks[partition] = task
         self.stats.recovery_sec = time.monotonic() - started
 
+    async def _offsets_by_hand(self, partitions: Sequence[int]) -> dict[int, dict[str, int]]:
+        """Offsets that somebody has given the group with Kafka's own tools: partition -> topic -> offset."""
+        assert self._membership is not None
+        tps = {
+            TP(self.physical_input(topic), partition): topic for topic in self.spec.inputs for partition in partitions
+        }
+        found: dict[int, dict[str, int]] = {}
+        for tp, committed in (await self._membership.committed(tps)).items():
+            if committed.by_hand:
+                found.setdefault(tp.partition, {})[tps[tp]] = committed.offset
+        return found
+
+    async def _obey(
+        self, task: Any, offsets: Mapping[str, int], restored: Restored | None, begins: Mapping[TP, int]
+    ) -> None:
+        """Begin at offsets given by hand, where nothing has been computed yet.
+
+        Raises
+        ------
+        LogError
+            Results exist already: going on elsewhere would leave a hole in them or repeat them; or only some inputs were
+            given an offset.
+        """
+        partition = task.partition
+        if restored is not None and all(
+            offsets.get(p.topic, p.next_offset) == p.next_offset for p in restored.commit.inputs
+        ):
+            return  # committed by an older version of ours, or reset to where we stand
+        group = f"{self.options.prefix}orderflow.{self.spec.name}"
+        given = ", ".join(f"{self.physical_input(topic)}[{partition}] at {offset}" for topic, offset in offsets.items())
+        if restored is not None or any(tail > NOTHING for tail in task.tails.values()):
+            raise LogError(
+                f"{self.spec.name}: the offsets of group {group!r} were reset by hand ({given}), but results under "
+                f"TOPIC_PREFIX={self.options.prefix!r} exist already, and going on elsewhere would repeat them or leave a "
+                f"hole: set a new TOPIC_PREFIX and INPUT_PREFIX={self.physical_input('')!r}, and reset the offsets of that "
+                "prefix' group; or, to go on as before, set them back with kafka-consumer-groups.sh --delete-offsets"
+            )
+        missing = [topic for topic in self.spec.inputs if topic not in offsets]
+        if missing:
+            raise LogError(
+                f"{self.spec.name}: of group {group!r} {given} was set by hand, but not "
+                f"{self.physical_input(missing[0])}[{partition}]: reset all inputs together (--all-topics), by the same time"
+            )
+        for topic, offset in offsets.items():
+            tp = TP(self.physical_input(topic), partition)
+            task.by_topic[topic].next_offset = max(offset, begins[tp])
+            if topic == JOURNAL:
+                task.view.epoch = task.epoch = await epoch_at(self.log, tp, offset)
+        await self._save_beginning(task)
+        logger.info("%s begins at offsets given by hand, without a past: %s", self.spec.name, given)
+
+    async def _save_beginning(self, task: Any) -> None:
+        """Before anything is written: a restart must begin where this start did, and know the offsets for its own."""
+        await self.write_snapshot(task, task.states(), self._commit_of(task))
+        await self.state_writer.flush()
+        await self.commit_offsets({task.partition: task.positions()})
+
+    def _commit_of(self, task: ProcessorTask) -> Commit:
+        return task.commit_record(task.positions(), task.output_tails(), self.spec.fingerprint)
+
     def _retained(self, restored: Restored, begins: Mapping[TP, int], partition: int) -> bool:
         """Whether everything behind a snapshot is still there; False where not and a rebuild was asked for."""
         for position in restored.commit.inputs:
-            begin = begins[TP(self.physical(position.topic), partition)]
+            begin = begins[TP(self.physical_input(position.topic), partition)]
             if position.next_offset < begin:
                 if self.options.rebuild:
                     return False
@@ -753,14 +857,28 @@ class ServiceRuntime(ABC):
                 del windows[tp]
         return tails
 
-    async def write_snapshot(self, partition: int, states: dict[str, bytes], commit: Commit) -> None:
-        """Write a partition's state and the commit record behind it; durable once the writer of state is flushed."""
-        tp = TP(self.physical(self.spec.state_topic), partition)
+    async def write_snapshot(self, task: Any, states: dict[str, bytes], commit: Commit) -> None:
+        """Write a partition's state and the commit record behind it; the first of an hour is kept with the journal.
+
+        Durable once the writer of state is flushed.
+        """
+        name = self.spec.state_name or self.spec.name
+        hour = hour_of(name, commit.clock_ts_ns, self.options.snapshot_sec)
+        if task.saved_hour is None or hour > task.saved_hour:
+            hourly = TP(self.physical(HOURLY), task.partition)
+            await self._append_snapshot(hourly, states, commit, (await self.log.end_offsets([hourly]))[hourly], name)
+        task.saved_hour = hour
+        tp = TP(self.physical(self.spec.state_topic), task.partition)
+        own_end = self.state_writer.next_offset.get(tp)
+        if own_end is None:  # where to look for the parts from: behind our own newest, or anybody's
+            own_end = (await self.log.end_offsets([tp]))[tp]
+        await self._append_snapshot(tp, states, commit, own_end)
+
+    async def _append_snapshot(
+        self, tp: TP, states: dict[str, bytes], commit: Commit, first_offset: int, service: str = ""
+    ) -> None:
         self._snapshot_count += 1
         snapshot_id = f"{self._instance}-{self._snapshot_count}"
-        first_offset = self.state_writer.next_offset.get(tp)
-        if first_offset is None:  # where to look for the parts from: behind our own newest, or anybody's
-            first_offset = (await self.log.end_offsets([tp]))[tp]
         now_ms = int(time.time() * 1000)
         for key, value, headers in encode_parts(snapshot_id, states):
             self.state_writer.append(tp, key, value, now_ms, headers)
@@ -768,14 +886,14 @@ class ServiceRuntime(ABC):
             await self.state_writer.flush()
             crash.die("snapshot-half")
         complete = msgspec.structs.replace(commit, first_offset=first_offset, parts=len(states))
-        key, value, headers = encode_commit(snapshot_id, complete)
+        key, value, headers = encode_commit(snapshot_id, complete, service)
         self.state_writer.append(tp, key, value, now_ms, headers)
 
     async def commit_offsets(self, positions: Mapping[int, Sequence[InputPosition]]) -> None:
         """Record the offsets with the group, for lag and for those who look with Kafka's own tools."""
         assert self._membership is not None
         offsets = {
-            TP(self.physical(position.topic), partition): position.next_offset
+            TP(self.physical_input(position.topic), partition): position.next_offset
             for partition, inputs in positions.items()
             for position in inputs
         }
@@ -824,21 +942,20 @@ class ProcessorRuntime(ServiceRuntime):
 
         The state is taken between two rounds, partition by partition; processing goes on while it is written.
         """
-        saved: list[tuple[int, dict[str, bytes], Commit]] = []
+        saved: list[tuple[ProcessorTask, dict[str, bytes], Commit]] = []
         for partition in partitions:
             task: ProcessorTask | None = self.tasks.get(partition)
             if task is None or task.merger.frontier < 0:
                 continue  # gone meanwhile, or nothing was ever taken
-            commit = task.commit_record(task.positions(), task.output_tails(), self.spec.fingerprint)
-            saved.append((partition, task.processor.snapshot(), commit))
+            saved.append((task, task.states(), self._commit_of(task)))
             await asyncio.sleep(0)
         await self._writer.settled()
         crash.point("snapshot-flushed")
-        for partition, states, commit in saved:
-            await self.write_snapshot(partition, states, commit)
+        for task, states, commit in saved:
+            await self.write_snapshot(task, states, commit)
         await self.state_writer.flush()
         crash.point("snapshot-written")
-        await self.commit_offsets({partition: commit.inputs for partition, _, commit in saved})
+        await self.commit_offsets({task.partition: commit.inputs for task, _, commit in saved})
         crash.point("committed")
         self.stats.snapshots += 1
         self.stats.last_snapshot_at = time.time()

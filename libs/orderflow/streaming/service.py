@@ -26,7 +26,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, ProcessCol
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
 from orderflow.config import Config, effective_fingerprint, load
-from orderflow.errors import FencedError, OrderflowError
+from orderflow.errors import ConfigError, FencedError, OrderflowError
 from orderflow.processor import Processor
 from orderflow.registry.client import RegistryClient
 from orderflow.streaming import crash
@@ -41,7 +41,7 @@ from orderflow.streaming.runtime import (
     ServiceSpec,
     Stats,
 )
-from orderflow.topics import ROWS
+from orderflow.topics import HOURLY, ROWS
 
 logger = logging.getLogger("orderflow")
 
@@ -375,11 +375,18 @@ async def serve(name: str, config: Config, topics: tuple[str, ...], needs: tuple
     )
     pages: Pages | None = None
     metrics_file: asyncio.Task[None] | None = None
+    if runtime.input_prefix is not None and name == "ingestion":
+        raise ConfigError(
+            f"INPUT_PREFIX is {runtime.input_prefix!r}: ingestion records a journal of its own and reads no other; to compute "
+            "from another's run `python -m services.normaliser`"
+        )
     try:
-        await wait_for_topics(runtime.kafka_bootstrap, runtime.topic_prefix, needs)
+        await wait_for_topics(runtime.kafka_bootstrap, runtime.topic_prefix, (*needs, HOURLY))
         codecs = await codecs_for(registry_client, runtime.topic_prefix, topics)
         await log.start()
         running, registry, status = build(config, log, codecs)
+        if runtime.input_prefix is not None and isinstance(running, ServiceRuntime):
+            await wait_for_topics(runtime.kafka_bootstrap, runtime.input_prefix, running.spec.inputs)
         ProcessCollector(registry=registry)
         pages = Pages(running, registry, status)
         await pages.start(runtime.metrics_host, runtime.metrics_port)
@@ -441,6 +448,7 @@ def options_of(config: Config) -> RuntimeOptions:
     """Runtime options of a configuration."""
     return RuntimeOptions(
         prefix=config.runtime.topic_prefix,
+        input_prefix=config.runtime.input_prefix,
         snapshot_sec=config.runtime.snapshot_sec,
         rebuild=config.runtime.state_rebuild,
     )

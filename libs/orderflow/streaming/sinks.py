@@ -17,7 +17,8 @@ from orderflow.lake.sink import FileSink
 from orderflow.streaming import crash
 from orderflow.streaming.codec import Codecs
 from orderflow.streaming.journal import epoch_of
-from orderflow.streaming.log import Log
+from orderflow.streaming.log import Log, LogRecord
+from orderflow.streaming.merge import Input
 from orderflow.streaming.runtime import (
     CONTROL_KINDS,
     PartitionBase,
@@ -121,6 +122,10 @@ class SinkTask(PartitionBase):
         return True
 
     @property
+    def released(self) -> Sequence[tuple[Input, int, int, LogRecord]]:
+        return self._rest
+
+    @property
     def waits_on_itself(self) -> bool:
         """A cut that could not be made yet, or records behind one."""
         return self._cut_pending or bool(self._rest)
@@ -128,6 +133,9 @@ class SinkTask(PartitionBase):
     @property
     def settled(self) -> bool:
         return self.ended and self.merger.frontier >= self.end_seq and not self._cut_pending and not self._rest
+
+    def states(self) -> dict[str, bytes]:
+        return self.sink.state()
 
     def restore(self, restored: Restored) -> None:
         self.restore_inputs(restored.commit)
@@ -169,7 +177,7 @@ class SinkRuntime(ServiceRuntime):
     async def _commit_cut(self, task: SinkTask, positions: list[InputPosition], result: Any) -> None:
         crash.point("cut-written")
         commit = task.commit_record(positions, [], self.spec.fingerprint)
-        await self.write_snapshot(task.partition, task.sink.state(), commit)
+        await self.write_snapshot(task, task.states(), commit)
         await self.state_writer.flush()
         crash.point("snapshot-written")
         await self.commit_offsets({task.partition: positions})
