@@ -17,6 +17,8 @@ PROCESSORS = [
     ROOT / "libs" / "orderflow" / "streaming" / "merge.py",
     ROOT / "libs" / "orderflow" / "venues" / "binance" / "normaliser.py",
     ROOT / "libs" / "orderflow" / "venues" / "binance" / "frames.py",
+    ROOT / "libs" / "orderflow" / "venues" / "binance" / "oracle.py",
+    ROOT / "libs" / "orderflow" / "venues" / "binance" / "silence.py",
     ROOT / "libs" / "orderflow" / "venues" / "binance" / "streams.py",
     ROOT / "libs" / "orderflow" / "venues" / "binance" / "trades.py",
 ]

@@ -19,9 +19,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Final
 
+import msgspec
+
 from orderflow.errors import CaptureError
 
 CONNECTIONS: Final = ("public", "market", "rest")
+
+MEMBER_BYTES: Final = 1 << 20
+"""Text of a gzip member of a recording: what a kill between two flushes can cost at most."""
 
 _GZIP_MAGIC: Final = b"\x1f\x8b"
 _BLOCK_BYTES: Final = 1 << 18
@@ -80,51 +85,82 @@ def scan(path: Path) -> CaptureInfo:
     Raises
     ------
     CaptureError
-        As for `frames`.
+        As for `frames`; also where a frame can't be routed.
     """
-    digest = hashlib.sha256()
-    by_conn: dict[str, int] = {}
-    streams: dict[bytes, int] = {}
-    snapshots: dict[str, int] = {}
-    count = first_ns = last_ns = rx_back = 0
-    for rx_ns, conn, frame in _parsed(path, _blocks(path, digest)):
-        count += 1
-        if count == 1:
-            first_ns = rx_ns
-        elif rx_ns < last_ns:
-            rx_back += 1
-        last_ns = rx_ns
-        by_conn[conn] = by_conn.get(conn, 0) + 1
+    tally = Tally(path)
+    for rx_ns, conn, frame in tally.frames():
+        tally.add(rx_ns, conn, frame)
+    return tally.info()
+
+
+class Tally:
+    """Counts what a capture holds while it is read once."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.count = 0
+        self.text_bytes = 0
+        """Of the frames, uncompressed, without receive times and connections."""
+        self.first_ns = self.last_ns = self.rx_back = 0
+        self._digest = hashlib.sha256()
+        self._by_conn: dict[str, int] = {}
+        self._streams: dict[bytes, int] = {}
+        self._snapshots: dict[str, int] = {}
+
+    def frames(self) -> Iterator[tuple[int, str, bytes]]:
+        """As the function of that name; digests the file on the way."""
+        return _parsed(self.path, _blocks(self.path, self._digest))
+
+    def add(self, rx_ns: int, conn: str, frame: bytes) -> bytes:
+        """Count a frame; returns the name of its stream, empty for a snapshot.
+
+        Raises
+        ------
+        CaptureError
+            It names no stream, or no symbol.
+        """
+        self.count += 1
+        self.text_bytes += len(frame)
+        if self.count == 1:
+            self.first_ns = rx_ns
+        elif rx_ns < self.last_ns:
+            self.rx_back += 1
+        self.last_ns = rx_ns
+        self._by_conn[conn] = self._by_conn.get(conn, 0) + 1
         if conn == "rest":
             symbol = rest_symbol(frame)
             if symbol is None:
                 raise CaptureError(
-                    f"{path}: line {count} is a rest frame without the key `symbol`: {_shown(frame)}; "
+                    f"{self.path}: line {self.count} is a rest frame without the key `symbol`: {_shown(frame)}; "
                     'a recorded depth snapshot must name its symbol, as in {"symbol":"BTCUSDT","lastUpdateId":...}'
                 )
-            snapshots[symbol] = snapshots.get(symbol, 0) + 1
-        else:
-            stream = stream_of(frame)
-            if stream is None:
-                raise CaptureError(
-                    f"{path}: line {count} holds no combined-stream frame: {_shown(frame)}; "
-                    'a frame of a socket must be {"stream":"<name>","data":...} exactly as received'
-                )
-            streams[stream] = streams.get(stream, 0) + 1
-    named = {stream.decode("utf-8", "replace"): number for stream, number in sorted(streams.items())}
-    symbols = {symbol_of_stream(stream) for stream in named if not stream.startswith("!")} | set(snapshots)
-    return CaptureInfo(
-        path=path,
-        sha256=digest.hexdigest(),
-        frames=count,
-        frames_by_conn={conn: by_conn[conn] for conn in CONNECTIONS if conn in by_conn},
-        symbols=tuple(sorted(symbols)),
-        streams=named,
-        snapshots=dict(sorted(snapshots.items())),
-        first_rx_ns=first_ns,
-        last_rx_ns=last_ns,
-        rx_back=rx_back,
-    )
+            self._snapshots[symbol] = self._snapshots.get(symbol, 0) + 1
+            return b""
+        stream = stream_of(frame)
+        if stream is None:
+            raise CaptureError(
+                f"{self.path}: line {self.count} holds no combined-stream frame: {_shown(frame)}; "
+                'a frame of a socket must be {"stream":"<name>","data":...} exactly as received'
+            )
+        self._streams[stream] = self._streams.get(stream, 0) + 1
+        return stream
+
+    def info(self) -> CaptureInfo:
+        """What was counted; the hash is of what has been read."""
+        named = {stream.decode("utf-8", "replace"): number for stream, number in sorted(self._streams.items())}
+        symbols = {symbol_of_stream(stream) for stream in named if not stream.startswith("!")} | set(self._snapshots)
+        return CaptureInfo(
+            path=self.path,
+            sha256=self._digest.hexdigest(),
+            frames=self.count,
+            frames_by_conn={conn: self._by_conn[conn] for conn in CONNECTIONS if conn in self._by_conn},
+            symbols=tuple(sorted(symbols)),
+            streams=named,
+            snapshots=dict(sorted(self._snapshots.items())),
+            first_rx_ns=self.first_ns,
+            last_rx_ns=self.last_ns,
+            rx_back=self.rx_back,
+        )
 
 
 def stream_of(frame: bytes) -> bytes | None:
@@ -151,12 +187,36 @@ def rest_body(frame: bytes) -> bytes:
     return _REST_SYMBOL_FIRST.sub(b"{", frame, count=1)
 
 
+def rest_frame(symbol: str, body: bytes) -> bytes:
+    """The body of a depth snapshot as a capture holds it: on one line, its symbol in front. Undone by `rest_body`.
+
+    Raises
+    ------
+    CaptureError
+        The body is not a JSON object with content.
+    """
+    line = body.strip().replace(b"\r", b" ").replace(b"\n", b" ")  # whitespace: strings of JSON hold no line breaks
+    if not line.startswith(b"{") or not line.endswith(b"}") or not line[1:-1].strip():
+        raise CaptureError(f"the snapshot of {symbol} is no JSON object: {_shown(body)}; ask for it again")
+    if rest_symbol(line) is not None:
+        return line
+    return b'{"symbol":%s,%s' % (msgspec.json.encode(symbol), line[1:])
+
+
+def why_unheld(frame: bytes) -> str | None:
+    """Why the format can't hold a frame of a socket; None where it can."""
+    if b"\n" in frame:
+        return "line_break"
+    return None if stream_of(frame) else "no_stream"
+
+
 class CaptureWriter:
     """Records frames in the capture format; the file appears under its name only when it is complete.
 
-    Until `close`, the frames are in `<name>.partial` beside it. Left through an exception, the partial file stays,
-    so that what was recorded is not lost, and `path` is not touched. A name ending in `.gz` makes it gzip, in which
-    no time or file name is stored: the same frames give the same bytes.
+    Until `close`, the frames are in `<name>.part` beside it. Left through an exception, the part stays, so that what
+    was recorded is not lost, and `path` is not touched. A name ending in `.gz` makes it gzip, a member every
+    `MEMBER_BYTES` and at each `flush`, so that a part is a readable capture up to its last member whatever ends the
+    process. No time or file name is stored: the same frames and flushes give the same bytes.
     """
 
     def __init__(self, path: Path, *, level: int = 6) -> None:
@@ -164,23 +224,28 @@ class CaptureWriter:
         Raises
         ------
         CaptureError
-            The file is there already, or its folder cannot be written.
+            The file, or a part of it, is there already; or its folder cannot be written.
         """
         self.path = path
-        self.partial = path.with_name(path.name + ".partial")
+        self.part = path.with_name(path.name + ".part")
         self.frames = 0
+        self.size_bytes = 0
+        """Written to the disk so far."""
+        self._level = level
+        self._zipped = path.suffix == ".gz"
+        self._lines: list[bytes] = []
+        self._gathered = 0
         if path.exists():
             raise CaptureError(f"{path} is there already: a recording is never overwritten; choose another name")
         try:
-            self._file: BinaryIO = self.partial.open("wb")
+            self._file = self.part.open("xb", buffering=0)
+        except FileExistsError:
+            raise CaptureError(
+                f"{self.part} is there already, left by a recording that was killed or still goes on: rename it to keep "
+                "it, or choose another name"
+            ) from None
         except OSError as error:
-            raise CaptureError(f"cannot write {self.partial}: {error.strerror}; choose a folder that exists") from error
-        self._gzip = (
-            gzip.GzipFile(filename="", mode="wb", compresslevel=level, fileobj=self._file, mtime=0)
-            if path.suffix == ".gz"
-            else None
-        )
-        self._out: BinaryIO | gzip.GzipFile = self._gzip if self._gzip is not None else self._file
+            raise CaptureError(f"cannot write {self.part}: {error.strerror}; choose a folder that exists") from error
 
     def write(self, rx_ns: int, conn: str, frame: bytes) -> None:
         """Append one frame.
@@ -196,38 +261,80 @@ class CaptureWriter:
             raise CaptureError(f"rx_ns is {rx_ns}: it must be nanoseconds since the epoch, not below 0")
         if not frame or b"\n" in frame:
             raise CaptureError(f"a frame must be one line, not empty: {_shown(frame)}; send it without line breaks")
-        try:
-            self._out.write(b"%d %s %s\n" % (rx_ns, conn.encode(), frame))
-        except OSError as error:
-            raise CaptureError(f"cannot write {self.partial}: {error.strerror}; free some space") from error
+        line = b"%d %s %s\n" % (rx_ns, conn.encode(), frame)
+        self._lines.append(line)
+        self._gathered += len(line)
         self.frames += 1
+        if self._gathered >= MEMBER_BYTES:
+            self._put()
+
+    def flush(self) -> None:
+        """Bring everything so far to the disk, so that neither a kill nor a power cut takes it.
+
+        Raises
+        ------
+        CaptureError
+            The disk refused it.
+        """
+        if self._gathered:
+            self._put()
+            try:
+                os.fsync(self._file.fileno())
+            except OSError as error:
+                raise CaptureError(f"cannot write {self.part}: {error.strerror}; free some space") from error
+
+    def _put(self) -> None:
+        content = b"".join(self._lines)
+        self._lines.clear()
+        self._gathered = 0
+        block = memoryview(gzip.compress(content, self._level, mtime=0) if self._zipped else content)
+        begin = self.size_bytes
+        try:
+            while block:
+                written = self._file.write(block)
+                self.size_bytes += written
+                block = block[written:]
+        except OSError as error:
+            # A member cut short would make everything behind it unreadable.
+            os.truncate(self._file.fileno(), begin)
+            self.size_bytes = begin
+            raise CaptureError(f"cannot write {self.part}: {error.strerror}; free some space") from error
 
     def close(self) -> None:
-        """Finish the file and give it its name. A second call does nothing."""
+        """Finish the file and give it its name. A second call does nothing.
+
+        Raises
+        ------
+        CaptureError
+            The disk refused it, or the name has been taken meanwhile.
+        """
         if self._file.closed:
             return
         if self.frames == 0:
-            self.abandon()
-            self.partial.unlink(missing_ok=True)
+            self._file.close()
+            self.part.unlink(missing_ok=True)
             return
         try:
-            if self._gzip is not None:
-                self._gzip.close()
-            self._file.flush()
-            os.fsync(self._file.fileno())
+            self.flush()
             self._file.close()
-            self.partial.replace(self.path)
+            # Unlike a rename, a link does not replace what somebody else has put there since.
+            os.link(self.part, self.path)
+            self.part.unlink()
             _sync_folder(self.path.parent)
         except OSError as error:
-            raise CaptureError(f"cannot finish {self.path}: {error.strerror}; {self.partial} holds the rest") from error
+            raise CaptureError(f"cannot finish {self.path}: {error.strerror}; {self.part} holds it all") from error
 
     def abandon(self) -> None:
-        """Stop recording and leave the partial file, readable up to its last whole block."""
+        """Stop recording and leave the part, readable up to its last frame where the disk still takes it."""
         if self._file.closed:
             return
-        if self._gzip is not None:
-            self._gzip.close()
-        self._file.close()
+        try:
+            if self._gathered:
+                self._put()
+        except CaptureError:
+            pass  # whoever abandons a recording has the first error in hand already
+        finally:
+            self._file.close()
 
     def __enter__(self) -> CaptureWriter:
         return self

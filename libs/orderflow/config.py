@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, TypeVar
 
@@ -43,13 +43,37 @@ class IngestionConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
     ws_url: str = "wss://fstream.binance.com"
     rest_url: str = "https://fapi.binance.com"
     ping_interval_sec: Annotated[float, msgspec.Meta(gt=0, le=600)] = 20.0
-    queue_frames: Annotated[int, msgspec.Meta(ge=100, le=1_000_000)] = 20_000
+    extra_streams: Annotated[
+        tuple[Literal["markPrice@1s", "forceOrder"], ...],
+        msgspec.Meta(description="streams of the exchange recorded besides quotes, depth and trades"),
+    ] = ()
+    rotate_sec: Annotated[
+        float,
+        msgspec.Meta(
+            ge=10, le=86_000, description="age at which a socket is replaced, s; the exchange cuts it after 24 h"
+        ),
+    ] = 82_800.0
+    queue_frames: Annotated[
+        int, msgspec.Meta(ge=100, le=1_000_000, description="frames that may wait for the journal")
+    ] = 50_000
+    queue_mib: Annotated[
+        int, msgspec.Meta(ge=1, le=4096, description="and their size, MiB; twice as much before anything is dropped")
+    ] = 32
+    queue_policy: Annotated[
+        Literal["auto", "block", "conflate"],
+        msgspec.Meta(description="beyond that: block the sockets, or conflate quotes; auto: conflate if live"),
+    ] = "auto"
     first_data_sec: Annotated[float, msgspec.Meta(gt=0, le=600)] = 10.0
     silence_sec: Annotated[float, msgspec.Meta(gt=0, le=3600)] = 60.0
     backoff_first_sec: Annotated[float, msgspec.Meta(gt=0, le=60)] = 1.0
     backoff_most_sec: Annotated[float, msgspec.Meta(gt=0, le=600)] = 30.0
     snapshot_limit: Literal[5, 10, 20, 50, 100, 500, 1000] = 1000
-    weight_per_minute: Annotated[int, msgspec.Meta(ge=10, le=10_000)] = 1200
+    weight_per_minute: Annotated[
+        int,
+        msgspec.Meta(
+            ge=100, le=10_000, description="request weight used of the exchange's 2400; shared among the shards"
+        ),
+    ] = 2000
     broker_patience_sec: Annotated[float, msgspec.Meta(gt=0, le=3600)] = 60.0
 
     def __post_init__(self) -> None:
@@ -71,6 +95,10 @@ class RuntimeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     """How services run; nothing here changes a result, so it is no part of any fingerprint."""
 
     topic_prefix: str = ""
+    input_prefix: str | None = None
+    """Of the topics that a service reads, where another than `topic_prefix`: outputs beside the old ones."""
+    verify_span_sec: Annotated[float, msgspec.Meta(ge=1, le=86_400)] = 3600.0
+    """How much of the journal the service `verify` takes at a time."""
     kafka_bootstrap: str = "127.0.0.1:9092"
     schema_registry_url: str = "http://127.0.0.1:8081"
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
@@ -124,6 +152,9 @@ ENVIRONMENT: Final[dict[str, tuple[str, str]]] = {
     "WSS_URL": ("ingestion", "ws_url"),
     "REST_URL": ("ingestion", "rest_url"),
     "WSS_PING_INTERVAL": ("ingestion", "ping_interval_sec"),
+    "WSS_ROTATE_SEC": ("ingestion", "rotate_sec"),
+    "EXTRA_STREAMS": ("ingestion", "extra_streams"),
+    "QUEUE_POLICY": ("ingestion", "queue_policy"),
     "BROKER_PATIENCE_SEC": ("ingestion", "broker_patience_sec"),
     "DEDUP_LRU": ("normaliser", "dedup_lru"),
     "Z_MODE": ("cvd", "z_mode"),
@@ -135,6 +166,8 @@ ENVIRONMENT: Final[dict[str, tuple[str, str]]] = {
     "PARQUET_ROTATE_SEC": ("lake", "rotate_sec"),
     "SIGNAL_SINK": ("sinks", "signal_sink"),
     "TOPIC_PREFIX": ("runtime", "topic_prefix"),
+    "INPUT_PREFIX": ("runtime", "input_prefix"),
+    "VERIFY_SPAN_SEC": ("runtime", "verify_span_sec"),
     "KAFKA_BOOTSTRAP": ("runtime", "kafka_bootstrap"),
     "SCHEMA_REGISTRY_URL": ("runtime", "schema_registry_url"),
     "LOG_LEVEL": ("runtime", "log_level"),
@@ -149,7 +182,7 @@ ENVIRONMENT: Final[dict[str, tuple[str, str]]] = {
 }
 """Environment name -> (section, setting)."""
 
-_LISTS: Final = frozenset({"SYMBOLS"})
+_LISTS: Final = frozenset({"SYMBOLS", "EXTRA_STREAMS"})
 
 T = TypeVar("T")
 
@@ -178,6 +211,39 @@ def load(environment: Mapping[str, str] | None = None, directory: Path = CONFIG)
             converted = tuple(part.upper() for part in converted)
         content.setdefault(section, {})[key] = converted
         _convert(content, f"{name}={value}")
+    return _convert(content, "the configuration")
+
+
+def override(config: Config, assignments: Sequence[str]) -> Config:
+    """`config` with settings changed; each assignment is `section.setting=value`, the value in YAML.
+
+    Raises
+    ------
+    ConfigError
+        It has another form, names no setting, or its value is out of range.
+    """
+    content: dict[str, Any] = msgspec.to_builtins(config)
+    for text in assignments:
+        name, equals, value = text.partition("=")
+        section, dot, key = name.strip().partition(".")
+        if not equals or not dot:
+            raise ConfigError(f"--set {text!r} must be SECTION.SETTING=VALUE, as in cvd.z_mode=level")
+        try:
+            parsed = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"--set {text!r}: the value is not YAML: {error}") from error
+        if section not in content:
+            raise ConfigError(f"--set {text!r}: there is no section {section!r}; there are: {', '.join(content)}")
+        place = content[section]
+        *folders, last = key.split(".")
+        for folder in folders:
+            place = place.get(folder) if isinstance(place, dict) else None
+        if not isinstance(place, dict) or last not in place:
+            raise ConfigError(
+                f"--set {text!r}: there is no setting {key!r} in {section}; there are: {', '.join(content[section])}"
+            )
+        place[last] = parsed
+        _convert(content, f"--set {text}")
     return _convert(content, "the configuration")
 
 

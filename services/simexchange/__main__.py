@@ -18,6 +18,7 @@ from typing import Any
 import msgspec
 from orderflow.errors import ConfigError, OrderflowError
 from orderflow.streaming.service import set_up_logging, write_status_file
+from orderflow.venues.binance.sim.faults import FaultPlan, read_plan
 from orderflow.venues.binance.sim.hub import SocketRules
 from orderflow.venues.binance.sim.market import DEFAULT_SYMBOLS, SyntheticConfig
 from orderflow.venues.binance.sim.playback import CaptureSource, PlaybackConfig
@@ -28,6 +29,7 @@ from orderflow.venues.binance.sim.synthetic import SyntheticSource
 logger = logging.getLogger("orderflow.simexchange")
 
 DEFAULT_PORT = 9443
+MINUTES_MOST = 7 * 24 * 60.0
 SOURCES = ("synthetic", "capture")
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 
@@ -55,11 +57,23 @@ def parser(environment: Mapping[str, str]) -> argparse.ArgumentParser:
     add("--rest-wait-sec", "SIM_REST_WAIT_SEC", None, "capture: how long a snapshot waits to be asked for", type=float)
     add("--seed", "SIM_SEED", 1, "synthetic: the same seed, the same market", type=int)
     add("--activity", "SIM_ACTIVITY", None, "synthetic: quotes a second and symbol", type=float)
+    add("--sessions", "SIM_SESSIONS", None, "synthetic: on or off, whether activity follows the hour of the day")
     add("--predictability", "SIM_PREDICTABILITY", None, "synthetic: 0 to 1, how far flow foretells prices", type=float)
     add("--lead-ms", "SIM_LEAD_MS", None, "synthetic: how long flow leads prices", type=int)
     add("--horizon-ms", "SIM_HORIZON_MS", None, "synthetic: how long a push lasts on average", type=int)
     add("--start-ms", "SIM_START_MS", None, "synthetic: simulated time of the start; default: now", type=int)
     add("--life-sec", "SIM_LIFE_SEC", None, "age at which a connection is ended", type=float)
+    add(
+        "--faults", "SIM_FAULTS", "", "what goes wrong and when: drop@10s+3s:symbol=BTCUSDT; ..., JSON, or a file of it"
+    )
+    add(
+        "--fault-seed",
+        "SIM_FAULT_SEED",
+        None,
+        "of chance in faults; without --faults a plan is drawn from it",
+        type=int,
+    )
+    add("--fault-minutes", "SIM_FAULT_MINUTES", 60.0, "length of a plan that is drawn, in market time", type=float)
     add("--log-level", "LOG_LEVEL", "INFO", "of the log lines", choices=LOG_LEVELS)
     return options
 
@@ -87,6 +101,12 @@ def _speed(text: str) -> float | None:
     return speed
 
 
+def _switch(text: str | None) -> bool | None:
+    if text not in (None, "on", "off"):
+        raise ConfigError(f"--sessions is {text!r}: it must be on or off")
+    return None if text is None else text == "on"
+
+
 def source_of(args: argparse.Namespace) -> MarketSource:
     """The market that the options describe.
 
@@ -110,6 +130,7 @@ def source_of(args: argparse.Namespace) -> MarketSource:
     config = _converted(
         SyntheticConfig,
         activity=args.activity,
+        sessions=_switch(args.sessions),
         predictability=args.predictability,
         lead_ms=args.lead_ms,
         horizon_ms=args.horizon_ms,
@@ -117,10 +138,47 @@ def source_of(args: argparse.Namespace) -> MarketSource:
     return SyntheticSource(args.seed, symbols or DEFAULT_SYMBOLS, config=config, speed=speed, start_ms=args.start_ms)
 
 
+def plan_of(args: argparse.Namespace, symbols: Sequence[str]) -> FaultPlan:
+    """The faults that the options describe.
+
+    Raises
+    ------
+    ConfigError
+        They are not understood.
+    """
+    if args.faults:
+        path = Path(args.faults)
+        try:
+            text = path.read_text(encoding="utf-8") if len(args.faults) < 1_000 and path.is_file() else args.faults
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"--faults {path} cannot be read: {error}") from error
+        return read_plan(text, 1 if args.fault_seed is None else args.fault_seed)
+    if args.fault_seed is None:
+        return FaultPlan()
+    if not 0.0 < args.fault_minutes <= MINUTES_MOST:
+        raise ConfigError(f"--fault-minutes is {args.fault_minutes:g}: it must be above 0 and at most {MINUTES_MOST:g}")
+    duration_ms = int(args.fault_minutes * 60_000)
+    return FaultPlan.draw(args.fault_seed, duration_ms, symbols, quiet_end_ms=min(60_000, duration_ms // 4))
+
+
+def _log_faults(args: argparse.Namespace, plan: FaultPlan) -> None:
+    for line in plan.lines():
+        logger.info("fault %s", line)
+    if plan.faults and not args.faults:
+        logger.info(
+            "faults drawn: %d; --fault-seed %d --fault-minutes %g with the same market repeats them",
+            len(plan.faults),
+            args.fault_seed,
+            args.fault_minutes,
+        )
+
+
 async def serve(args: argparse.Namespace) -> None:
     """Run until a signal, or until the source fails."""
     rules = SocketRules() if args.life_sec is None else SocketRules(life_sec=args.life_sec)
-    exchange = SimExchange(source_of(args), ServerOptions(host=args.host, port=args.port, rules=rules))
+    market = source_of(args)
+    plan = plan_of(args, tuple(market.instruments))
+    exchange = SimExchange(market, ServerOptions(host=args.host, port=args.port, rules=rules, faults=plan))
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -135,6 +193,7 @@ async def serve(args: argparse.Namespace) -> None:
             ",".join(source["symbols"]),
             f"seed {args.seed}" if args.source == "synthetic" else f"sha256 {source['sha256']}",
         )
+        _log_faults(args, plan)
         write_status_file(
             os.environ.get("STATUS_FILE", ""),
             {"service": "simexchange", "pid": os.getpid(), "host": args.host, "port": exchange.port},

@@ -14,22 +14,25 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote as quote_url
 
 import aiohttp
 import pytest
 from orderflow.capture import frames, rest_body, rest_symbol, stream_of
 from orderflow.errors import CaptureError, ConfigError, OrderflowError
 from orderflow.paths import ROOT
+from orderflow.venues.binance.sim.faults import FaultPlan, parse_faults
 from orderflow.venues.binance.sim.history import TradeHistory
-from orderflow.venues.binance.sim.hub import Frame, Hub, SocketRules
+from orderflow.venues.binance.sim.hub import Hub, SocketRules
 from orderflow.venues.binance.sim.instruments import Instrument
 from orderflow.venues.binance.sim.market import SyntheticConfig, SyntheticMarket
 from orderflow.venues.binance.sim.playback import CaptureSource, PlaybackConfig
 from orderflow.venues.binance.sim.server import ServerOptions, SimExchange
-from orderflow.venues.binance.sim.source import MarketSource, SnapshotUnavailable
+from orderflow.venues.binance.sim.source import Frame, MarketSource, SnapshotUnavailable
 from orderflow.venues.binance.sim.synthetic import SyntheticSource
 from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import ConnectionClosed
+from websockets.exceptions import ConnectionClosed, InvalidMessage, InvalidStatus
+from websockets.protocol import State
 
 from services.simexchange.__main__ import main
 
@@ -47,13 +50,20 @@ class ManualMarket:
 
     def __init__(self) -> None:
         self.trades = TradeHistory()
+        self.now_ms = 0
 
     @property
     def instruments(self) -> dict[str, Instrument]:
-        return {"BTCUSDT": Instrument("BTCUSDT", "0.10", "0.001", 2, 3)}
+        return {name: Instrument(name, "0.10", "0.001", 2, 3) for name in ("BTCUSDT", "BTCUSDT_261225", "币安USDT")}
 
     def server_time_ms(self) -> int:
         return 1_790_770_782_215
+
+    def elapsed_ms(self) -> int:
+        return self.now_ms
+
+    def book(self, symbol: str, limit: int) -> bytes | None:
+        return b'{"lastUpdateId":%d,"E":100,"bids":[["1","1"],["0.9","1"]],"asks":[]}' % self.now_ms
 
     async def snapshot(self, symbol: str, limit: int) -> bytes:
         if limit == 1000:
@@ -622,6 +632,304 @@ async def test_the_default_market_needs_little_of_a_processor() -> None:
     assert share < 0.25, f"{share:.0%} of a processor, this client included; the aim is 10 % without it"
 
 
+# Faults: on the wire they look as in production
+
+
+async def quoted(running: SimExchange, ws: ClientConnection, number: int) -> bool:
+    """Whether a quote that the market publishes now is the next thing to arrive."""
+    running.hub.publish([Frame("public", "btcusdt@bookTicker", quote(number))])
+    return bool(await asyncio.wait_for(ws.recv(decode=False), WAIT_SEC) == quote(number))
+
+
+QUOTES = "/public/stream?streams=btcusdt@bookTicker"
+
+
+async def test_half_open_says_nothing_and_stays_open() -> None:
+    async with exchange() as running, client(running, QUOTES, ping_interval=None, close_timeout=0.1) as dead:
+        assert await quoted(running, dead, 1)
+        running.add_faults(parse_faults("half_open@0s:route=public"))
+        running.hub.publish([])
+        assert running.hub.counts.closed == {} and len(running.hub.clients) == 1
+        pong = await dead.ping()
+        await dead.send('{"method":"LIST_SUBSCRIPTIONS","id":1}')
+        async with client(running, QUOTES) as alive:
+            await eventually(lambda: running.hub.subscriptions == 2, "a new connection is served")
+            assert await quoted(running, alive, 2)
+            await asyncio.wait_for(await alive.ping(), WAIT_SEC)
+        assert await silent(dead) and not pong.done()
+        assert dead.state is State.OPEN
+        assert running.status()["frames_deaf"] == 1
+        assert running.engine.status()["counts"] == {"half_open": {"deaf": 1}}
+
+
+async def test_half_open_with_a_duration_takes_new_connections_too() -> None:
+    async with exchange() as running:
+        running.add_faults(parse_faults("half_open@0s+5s"))
+        async with client(running, QUOTES, ping_interval=None, close_timeout=0.1) as ws:
+            await eventually(lambda: len(running.hub.clients) == 1, "the handshake is answered")
+            await ws.send('{"method":"LIST_SUBSCRIPTIONS","id":1}')
+            assert await silent(ws)
+
+
+async def test_a_half_open_socket_is_given_up_for_want_of_pongs() -> None:
+    rules = SocketRules(ping_sec=0.05, pong_within_sec=0.2)
+    async with exchange(rules=rules) as running, client(running, QUOTES, ping_interval=None):
+        await eventually(lambda: running.hub.subscriptions == 1, "subscribed")
+        running.add_faults(parse_faults("half_open@0s"))
+        await eventually(lambda: running.hub.counts.closed == {"no_pong": 1}, "forgotten")
+
+
+@pytest.mark.parametrize(
+    ("kind", "code", "reason", "counted"),
+    [
+        ("close_1006", 1006, "", "fault"),
+        ("close_1008", 1008, "Invalid request", "fault"),
+        ("life_cut", 1001, "Connection lifetime reached", "lifetime"),
+    ],
+)
+async def test_connections_of_one_route_end(kind: str, code: int, reason: str, counted: str) -> None:
+    async with exchange() as running, client(running, QUOTES) as public, client(running, "/market/stream") as market:
+        await eventually(lambda: len(running.hub.clients) == 2, "both connected")
+        running.add_faults(parse_faults(f"{kind}@0s:route=market"))
+        with pytest.raises(ConnectionClosed):
+            await asyncio.wait_for(market.recv(), WAIT_SEC)
+        assert (market.close_code, market.close_reason or "") == (code, reason)
+        assert (market.protocol.close_rcvd is None) is (kind == "close_1006"), "a closing frame, or none"
+        assert await quoted(running, public, 1)
+        assert running.hub.counts.closed == {counted: 1}
+        assert running.status()["faults"]["counts"] == {kind: {"closed": 1}}
+
+
+async def test_pongs_are_muted_while_data_flows() -> None:
+    async with exchange() as running, client(running, QUOTES, ping_interval=None) as ws:
+        running.add_faults(parse_faults("mute_pongs@0s+1s:route=public"))
+        pong = await ws.ping()
+        assert await ask(ws, method="LIST_SUBSCRIPTIONS", id=1), "what came behind the ping is answered"
+        assert await quoted(running, ws, 1)
+        assert not pong.done()
+        assert isinstance(running.source, ManualMarket)
+        running.source.now_ms = 1_000
+        await asyncio.wait_for(await ws.ping(), WAIT_SEC)
+
+
+async def test_who_does_not_answer_a_server_ping_is_dropped() -> None:
+    async with (
+        exchange() as running,
+        client(running, QUOTES) as ws,
+        raw_client(running, "/public/stream") as (reader, _),
+    ):
+        await eventually(lambda: len(running.hub.clients) == 2, "both connected")
+        running.add_faults(parse_faults("server_ping@0s:value=1000"))
+        head = await asyncio.wait_for(reader.readexactly(2), WAIT_SEC)
+        assert head[0] == 0x89, "a ping"
+        await eventually(lambda: running.hub.counts.closed == {"no_pong": 1}, "the silent one is cut")
+        assert await quoted(running, ws, 1)
+
+
+async def test_connections_are_refused() -> None:
+    async with exchange() as running:
+        running.add_faults(parse_faults("refuse_connect@0s+1s:route=market; refuse_connect@0s+1s:route=public,value=0"))
+        with pytest.raises(InvalidStatus) as refused:
+            await client(running, "/market/stream")
+        assert refused.value.response.status_code == 503
+        with pytest.raises((ConnectionResetError, InvalidMessage)):
+            await client(running, "/public/stream")
+        assert running.status()["faults"]["counts"] == {"refuse_connect": {"refused": 2}}
+        assert isinstance(running.source, ManualMarket)
+        running.source.now_ms = 1_000
+        async with client(running, QUOTES) as ws:
+            await eventually(lambda: running.hub.subscriptions == 1, "accepted again")
+            assert await quoted(running, ws, 1)
+
+
+async def test_a_silent_stream_speaks_when_it_is_subscribed_anew() -> None:
+    async with exchange() as running, client(running, QUOTES) as ws:
+        await eventually(lambda: running.hub.subscriptions == 1, "subscribed")
+        running.add_faults(parse_faults("silent_stream@0s+1m:stream=bookTicker,value=1"))
+        running.hub.publish([Frame("public", "btcusdt@bookTicker", quote(1))])
+        for number, method in enumerate(("UNSUBSCRIBE", "SUBSCRIBE"), 1):
+            said = await ask(ws, method=method, params=["btcusdt@bookTicker"], id=number)
+            assert said == {"result": None, "id": number}, "acknowledged, and nothing before it"
+        assert await quoted(running, ws, 2)
+
+
+async def test_an_oversize_frame_ends_a_careful_client() -> None:
+    async with exchange() as running, connect(running.ws_url + QUOTES, max_size=8 << 20) as ws:
+        await eventually(lambda: running.hub.subscriptions == 1, "subscribed")
+        running.add_faults(parse_faults("oversize@0s"))
+        running.hub.publish([Frame("public", "btcusdt@bookTicker", quote(1))])
+        with pytest.raises(ConnectionClosed):
+            await asyncio.wait_for(ws.recv(), WAIT_SEC)
+        assert ws.protocol.close_sent is not None and ws.protocol.close_sent.code == 1009, "said by the client"
+
+
+async def test_held_frames_come_when_time_has_passed_though_the_market_is_quiet() -> None:
+    market = ManualMarket()
+    async with exchange(market) as running, client(running, QUOTES) as ws:
+        await eventually(lambda: running.hub.subscriptions == 1, "subscribed")
+        running.add_faults(parse_faults("stall_route@0s+3s:route=public"))
+        running.hub.publish([Frame("public", "btcusdt@bookTicker", quote(number), 0) for number in (1, 2)])
+        assert await silent(ws)
+        market.now_ms = 3_000
+        received = [await asyncio.wait_for(ws.recv(decode=False), WAIT_SEC) for _ in range(2)]
+        assert received == [quote(1), quote(2)]
+
+
+@pytest.mark.parametrize(
+    ("fault", "status", "code", "text", "retry_after"),
+    [
+        ("rest_418@0s+90s", 418, -1003, "Way too many requests; IP(127.0.0.1) banned until 1790770872215.", "90"),
+        ("rest_429@0s+1500ms", 429, -1003, "Too many requests; current limit of IP(127.0.0.1) is 2400 requests", "2"),
+        ("rest_451@0s+1s", 451, 0, "Service unavailable from a restricted location", None),
+        ("rest_503@0s+1s", 503, -1001, "Internal error; unable to process your request. Please try again.", None),
+        ("rest_503@0s+1s:value=1", 503, -1000, "Service Unavailable.", None),
+        ("rest_503@0s+1s:value=3", 503, -1008, "Request throttled by system-level protection.", None),
+    ],
+)
+async def test_requests_are_refused_as_by_the_exchange(
+    fault: str, status: int, code: int, text: str, retry_after: str | None
+) -> None:
+    async with exchange() as running, rest(running) as get:
+        running.add_faults(parse_faults(fault))
+        answer = await get("/fapi/v1/depth?symbol=BTCUSDT&limit=100")
+        assert (answer[0], answer[1]["code"], answer[2].get("Retry-After")) == (status, code, retry_after)
+        assert answer[1]["msg"].startswith(text)
+        assert ("X-MBX-USED-WEIGHT-1M" in answer[2]) is (status in (418, 429))
+        assert running.status()["errors"]["rest"] == {f"{status}/{code}": 1}
+        assert isinstance(running.source, ManualMarket)
+        running.source.now_ms = 90_000
+        assert (await get("/fapi/v1/depth?symbol=BTCUSDT&limit=100"))[0] == 200, "until the fault ends"
+
+
+async def test_a_request_without_an_answer() -> None:
+    async with exchange() as running, rest(running) as get:
+        running.add_faults(parse_faults("rest_timeout@0s+200ms:stream=depth"))
+        assert (await get("/fapi/v1/ping"))[0] == 200, "another endpoint"
+        begun = time.monotonic()
+        with pytest.raises(aiohttp.ServerDisconnectedError):
+            await get("/fapi/v1/depth?symbol=BTCUSDT&limit=100")
+        assert time.monotonic() - begun >= 0.2
+
+
+async def test_old_and_slow_books() -> None:
+    market = ManualMarket()
+    async with exchange(market) as running, rest(running) as get:
+        market.now_ms = 1_000
+        running.add_faults(
+            parse_faults("stale_snapshot@5s+2s:value=3000,symbol=BTCUSDT; slow_snapshot@5s+2s:value=200")
+        )
+        for now_ms in (3_500, 4_500):
+            market.now_ms = now_ms
+            running.hub.publish([])
+            running.rest.keep_books(now_ms)
+        assert (await get("/fapi/v1/depth?symbol=BTCUSDT&limit=5"))[1] == {"lastUpdateId": 5}, "not yet"
+        market.now_ms = 6_500
+        assert (await get("/fapi/v1/depth?symbol=BTCUSDT&limit=7"))[1]["code"] == -4021, "what is wrong stays so"
+        old = (await get("/fapi/v1/depth?symbol=BTCUSDT&limit=5"))[1]
+        assert old == {"lastUpdateId": 3_500, "E": 100, "bids": [["1", "1"], ["0.9", "1"]], "asks": []}
+        begun = time.monotonic()
+        assert (await get("/fapi/v1/depth?symbol=BTCUSDT_261225&limit=5"))[1] == {"lastUpdateId": 5}
+        assert time.monotonic() - begun >= 0.2
+        market.now_ms = 8_500
+        assert (await get("/fapi/v1/depth?symbol=BTCUSDT&limit=5"))[1] == {"lastUpdateId": 5}
+
+
+async def test_the_exchange_s_clock_jumps() -> None:
+    async with exchange() as running, rest(running) as get, client(running, QUOTES) as ws:
+        await eventually(lambda: running.hub.subscriptions == 1, "subscribed")
+        running.add_faults(parse_faults("clock_jump@0s+1s:value=-4000"))
+        for path in ("time", "exchangeInfo"):
+            assert (await get(f"/fapi/v1/{path}"))[1]["serverTime"] == 1_790_770_782_215 - 4_000
+        stamped = b'{"stream":"btcusdt@bookTicker","data":{"e":"bookTicker","u":1,"T":50000,"E":50001}}'
+        running.hub.publish([Frame("public", "btcusdt@bookTicker", stamped)])
+        received = json.loads(await asyncio.wait_for(ws.recv(), WAIT_SEC))["data"]
+        assert (received["E"], received["T"]) == (46_001, 50_000)
+
+
+async def test_faults_by_hand() -> None:
+    async with exchange() as running, aiohttp.ClientSession() as session, client(running, QUOTES) as ws:
+        await eventually(lambda: running.hub.subscriptions == 1, "subscribed")
+        assert isinstance(running.source, ManualMarket)
+        running.source.now_ms = 2_000
+        page = f"{running.url}/sim/faults"
+        faults = [{"kind": "drop", "at_ms": 500, "symbol": "BTCUSDT"}, {"kind": "life_cut", "at_ms": 60_000}]
+        async with session.post(page, json=faults) as answer:
+            added = ["drop@500ms:symbol=BTCUSDT", "life_cut@60s"]
+            assert (answer.status, await answer.json()) == (200, {"added": added, "now_ms": 2_000})
+        assert await quoted(running, ws, 1)
+        running.source.now_ms = 2_500
+        running.hub.publish([Frame("public", "btcusdt@bookTicker", quote(2))])
+        assert await quoted(running, ws, 3), "the second is lost"
+        async with session.get(page) as answer:
+            shown = await answer.json()
+        assert shown["lines"] == ["drop@2500ms:symbol=BTCUSDT", "life_cut@62s"]
+        assert shown["status"]["counts"] == {"drop": {"lost": 1}}
+        assert [(entry["kind"], entry["first_id"]) for entry in shown["ledger"]] == [("drop", 2)]
+        for body, said in (
+            (b'[{"kind":"dorp","at_ms":1}]', "'dorp' is not known"),
+            (b"nonsense", "a list of faults is expected"),
+            (b'[{"kind":"local_clock_jump","at_ms":1,"duration_ms":5}]', "needs simulated time"),
+        ):
+            async with session.post(page, data=body) as answer:
+                assert answer.status == 400
+                assert said in (await answer.json())["error"]
+        assert len(running.engine.plan.faults) == 2
+
+
+def test_a_plan_that_a_server_cannot_carry_out_is_refused() -> None:
+    plan = FaultPlan(1, parse_faults("local_clock_jump@5s+1s"))
+    with pytest.raises(ConfigError, match="needs simulated time"):
+        SimExchange(ManualMarket(), ServerOptions(faults=plan))
+
+
+async def test_a_capture_with_faults_is_the_file_but_for_the_ledger(tmp_path: Path) -> None:
+    quick = {"settle_before_sec": 0.01, "settle_after_sec": 0.01, "rest_wait_sec": 0.0}
+    source = CaptureSource(ten_seconds(tmp_path), config=PlaybackConfig(speed=None, **quick))
+    plan = FaultPlan(1, parse_faults("diff_gap@2s:value=3; duplicate@4s; stall_route@9s+30s; drop@5s+1s:value=0.5"))
+    path = "/public/stream?streams=btcusdt@depth@100ms"
+    async with exchange(source, faults=plan) as running, client(running, path) as ws:
+        await eventually(lambda: source.done, "played to the end")
+        ledger = running.engine.ledger
+        lost = [entry.last_id for entry in ledger if entry.effect == "lost"]
+        expected = [10 * (number + 1) for number in range(100) if 10 * (number + 1) not in lost]
+        expected.insert(expected.index(410), 410)
+        received = [json.loads(await asyncio.wait_for(ws.recv(), WAIT_SEC))["data"]["u"] for _ in expected]
+        assert received == expected, "with what was still held at the end"
+        assert lost[:3] == [210, 220, 230] and 3 < len(lost) < 13
+        assert [entry.last_id for entry in ledger if entry.effect == "doubled"] == [410]
+
+
+async def test_the_synthetic_market_with_faults_is_the_truth_but_for_the_ledger() -> None:
+    plan = FaultPlan(4, parse_faults("drop@0s+1h:stream=aggTrade,value=0.5"))
+    source = SyntheticSource(9, ("BTCUSDT",), config=SyntheticConfig(activity=200.0))
+    path = "/market/stream?streams=btcusdt@aggTrade"
+    async with exchange(source, faults=plan) as running, rest(running) as get, client(running, path) as ws:
+        received = [json.loads(await asyncio.wait_for(ws.recv(), WAIT_SEC))["data"]["a"] for _ in range(15)]
+        first, last = received[0], received[-1]
+        lost = {e.first_id for e in running.engine.ledger if first < (e.first_id or 0) < last}
+        truth = (await get(f"/fapi/v1/aggTrades?symbol=BTCUSDT&fromId={first}&limit={last - first + 1}"))[1]
+        assert [trade["a"] for trade in truth] == list(range(first, last + 1)), "REST has all of them"
+        assert sorted(lost | set(received)) == list(range(first, last + 1))
+        assert lost and not lost & set(received)
+
+
+async def test_symbols_beyond_letters() -> None:
+    async with exchange() as running, rest(running) as get, client(running, "/public/stream") as ws:
+        for symbol in ("BTCUSDT_261225", "币安USDT"):
+            answer = await get(f"/fapi/v1/depth?symbol={quote_url(symbol)}&limit=5")
+            assert (answer[0], answer[1]) == (200, {"lastUpdateId": 5})
+            stream = f"{symbol.lower()}@bookTicker"
+            await ask(ws, method="SUBSCRIBE", params=[stream], id=1)
+            assert stream in (await ask(ws, method="LIST_SUBSCRIPTIONS", id=2))["result"]
+            running.hub.publish([Frame("public", stream, quote(1, stream))])
+            assert json.loads(await ws.recv())["stream"] == stream
+        url = f"/public/stream?streams={quote_url('币安usdt@bookTicker')}"
+        async with client(running, url) as other:
+            await eventually(lambda: running.hub.subscriptions == 3, "subscribed by its URL")
+            running.hub.publish([Frame("public", "币安usdt@bookTicker", quote(2, "币安usdt@bookTicker"))])
+            assert json.loads(await other.recv())["data"]["u"] == 2
+
+
 # The process
 
 
@@ -673,6 +981,10 @@ async def test_the_process_tells_where_it_is_and_stops_gracefully(tmp_path: Path
         (["--speed", "max"], {}, "--speed is max"),
         (["--predictability", "2"], {}, "--predictability is 2.0"),
         ([], {"SIM_SOURCE": "nowhere"}, "--source is 'nowhere'"),
+        (["--sessions", "maybe"], {}, "--sessions is 'maybe'"),
+        (["--faults", "dorp@5s"], {}, "'dorp' is not known"),
+        ([], {"SIM_FAULTS": "drop"}, "write kind@time"),
+        (["--fault-seed", "1", "--fault-minutes", "0"], {}, "--fault-minutes is 0"),
         (["--symbols", "btcusdt"], {}, "symbol is 'btcusdt'"),
     ],
 )
@@ -689,6 +1001,27 @@ def test_wrong_settings_end_it_with_one_line(
     assert main(["--port", "0", *arguments]) == 2
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1 and said in lines[0]
+
+
+async def test_the_process_prints_its_faults_and_empty_variables_are_not_given(tmp_path: Path) -> None:
+    plan = tmp_path / "plan.txt"
+    plan.write_text("# first\ndrop@1s:symbol=BTCUSDT\nrest_503@2s+1s\n", encoding="utf-8")
+    empty = dict.fromkeys(("SIM_PORT", "SIM_HOST", "SIM_SOURCE", "SIM_SEED", "SIM_ACTIVITY", "SIM_LIFE_SEC"), "")
+    drawn = ("--fault-seed", "7", "--fault-minutes", "2")
+    lines = FaultPlan.draw(7, 120_000, ("BTCUSDT",), quiet_end_ms=30_000).lines()
+    assert lines
+    for arguments, said in (
+        (("--faults", str(plan)), ["fault drop@1s:symbol=BTCUSDT", "fault rest_503@2s+1s"]),
+        (drawn, [*(f"fault {line}" for line in lines), "--fault-seed 7 --fault-minutes 2"]),
+    ):
+        (tmp_path / "status.json").unlink(missing_ok=True)
+        given = ("--port", "0", "--symbols", "BTCUSDT", *arguments)
+        async with process(tmp_path, *given, **{**empty, "SYMBOLS": ""}) as started:
+            await eventually((tmp_path / "status.json").exists, "it has started")
+            started.send_signal(signal.SIGTERM)
+            _, text = await asyncio.wait_for(started.communicate(), WAIT_SEC)
+        assert started.returncode == 0
+        assert all(line in text.decode() for line in said)
 
 
 async def test_a_taken_port_is_named() -> None:

@@ -5,11 +5,23 @@ from __future__ import annotations
 import gzip
 import hashlib
 import random
+import resource
 import time
 from pathlib import Path
 
+import msgspec
 import pytest
-from orderflow.capture import CaptureWriter, frames, rest_body, rest_symbol, scan, stream_of
+from orderflow.capture import (
+    MEMBER_BYTES,
+    CaptureWriter,
+    frames,
+    rest_body,
+    rest_frame,
+    rest_symbol,
+    scan,
+    stream_of,
+    why_unheld,
+)
 from orderflow.errors import CaptureError
 
 QUOTE = b'{"stream":"btcusdt@bookTicker","data":{"e":"bookTicker","s":"BTCUSDT","note":"two words"}}'
@@ -150,13 +162,13 @@ def test_the_same_frames_give_the_same_file(tmp_path: Path) -> None:
     assert (tmp_path / "a.gz").read_bytes() == (tmp_path / "b.gz").read_bytes()
 
 
-def test_a_recording_that_fails_leaves_the_partial_file(tmp_path: Path) -> None:
+def test_a_recording_that_fails_leaves_the_part(tmp_path: Path) -> None:
     path = tmp_path / "out.gz"
     with pytest.raises(RuntimeError), CaptureWriter(path) as writer:
         writer.write(*LINES[0])
         raise RuntimeError("the socket is gone")
     assert not path.exists()
-    assert list(frames(path.with_name("out.gz.partial"))) == LINES[:1]
+    assert list(frames(path.with_name("out.gz.part"))) == LINES[:1]
 
 
 def test_a_recording_without_frames_leaves_nothing(tmp_path: Path) -> None:
@@ -197,3 +209,94 @@ def test_real_captures_are_read_whole_and_fast(captures: Path) -> None:
     info = scan(path)
     assert (info.symbols, info.rx_back) == (("BTCUSDT", "ETHUSDT"), 0)
     assert info.frames_by_conn == {"public": 109_137, "market": 8_862, "rest": 2}
+
+
+def test_what_was_flushed_survives_whatever_ends_the_process(tmp_path: Path) -> None:
+    writer = CaptureWriter(tmp_path / "out.gz")
+    for number, each in enumerate(LINES, 1):
+        writer.write(*each)
+        writer.flush()
+        assert list(frames(writer.part)) == LINES[:number], "a whole capture at every flush"
+    writer.abandon()
+
+
+def test_members_are_cut_by_size_so_that_a_kill_costs_little(tmp_path: Path) -> None:
+    writer = CaptureWriter(tmp_path / "out.gz")
+    count = 3 * MEMBER_BYTES // len(QUOTE)
+    for number in range(count):
+        writer.write(number, "public", QUOTE)
+    on_disk = sum(1 for _ in frames(writer.part))
+    assert count - on_disk < MEMBER_BYTES // len(QUOTE)
+    assert writer.size_bytes == writer.part.stat().st_size
+    writer.close()
+    assert sum(1 for _ in frames(tmp_path / "out.gz")) == count
+
+
+def test_the_part_of_another_recording_is_left_alone(tmp_path: Path) -> None:
+    first = CaptureWriter(tmp_path / "out.gz")
+    first.write(*LINES[0])
+    with pytest.raises(CaptureError, match=r"out\.gz\.part is there already.*rename it"):
+        CaptureWriter(tmp_path / "out.gz")
+    first.close()
+    assert list(frames(tmp_path / "out.gz")) == LINES[:1]
+
+
+def test_a_name_that_was_taken_meanwhile_is_not_overwritten(tmp_path: Path) -> None:
+    path = tmp_path / "out.gz"
+    writer = CaptureWriter(path)
+    writer.write(*LINES[0])
+    path.write_bytes(b"somebody else's")
+    with pytest.raises(CaptureError, match=r"out\.gz\.part holds it all"):
+        writer.close()
+    assert path.read_bytes() == b"somebody else's"
+    assert list(frames(writer.part)) == LINES[:1]
+
+
+@pytest.mark.parametrize("name", ["out.gz", "out.txt"])
+def test_a_full_disk_leaves_what_was_flushed_readable(tmp_path: Path, name: str) -> None:
+    noise = random.Random(3)
+    writer = CaptureWriter(tmp_path / name)
+    writer.write(*LINES[0])
+    writer.flush()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (writer.size_bytes + 1000, hard))
+    try:
+        with pytest.raises(CaptureError, match=r"cannot write .*\.part: File too large; free some space"):
+            for _ in range(10_000):
+                writer.write(1, "public", b'{"stream":"a@b","data":"%s"}' % noise.randbytes(100).hex().encode())
+                writer.flush()
+        writer.abandon()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    kept = list(frames(writer.part))
+    assert kept[0] == LINES[0]
+    assert all(frame.endswith(b"}") for _, _, frame in kept)
+
+
+@pytest.mark.parametrize(
+    ("symbol", "body", "frame"),
+    [
+        ("BTCUSDT", b'{"lastUpdateId":5,"bids":[]}', b'{"symbol":"BTCUSDT","lastUpdateId":5,"bids":[]}'),
+        ("BTCUSDT", b'{\n "lastUpdateId": 5\r\n}\n', b'{"symbol":"BTCUSDT",  "lastUpdateId": 5  }'),
+        ("BTCUSDT", REST, REST),
+        ("币安USDT", b'{"lastUpdateId":5}', '{"symbol":"币安USDT","lastUpdateId":5}'.encode()),
+    ],
+)
+def test_a_snapshot_is_given_its_symbol(tmp_path: Path, symbol: str, body: bytes, frame: bytes) -> None:
+    assert rest_frame(symbol, body) == frame
+    assert rest_symbol(frame) == symbol
+    assert msgspec.json.decode(rest_body(frame)) == {
+        key: value for key, value in msgspec.json.decode(body).items() if key != "symbol"
+    }
+
+
+@pytest.mark.parametrize("body", [b"", b"[]", b"{}", b"<html>", b"{ }"])
+def test_a_snapshot_that_is_none_is_refused(body: bytes) -> None:
+    with pytest.raises(CaptureError, match="the snapshot of BTCUSDT is no JSON object"):
+        rest_frame("BTCUSDT", body)
+
+
+def test_frames_that_the_format_cannot_hold_are_told_apart() -> None:
+    assert why_unheld(QUOTE) is None
+    assert why_unheld(QUOTE + b"\n") == "line_break"
+    assert why_unheld(b'{"result":null,"id":1}') == why_unheld(b"") == "no_stream"

@@ -127,6 +127,78 @@ def test_frame_of_unusual_form() -> None:
         assert rows(feed.step("frame", payload, symbol="BTCUSDT", route="market"))
 
 
+@pytest.mark.parametrize("symbol", ["BTCUSDT_261225", "币安人生USDT", "1000PEPEUSDT"])
+@pytest.mark.parametrize("escaped", [False, True])
+def test_every_stream_of_an_odd_symbol(symbol: str, escaped: bool) -> None:
+    """The same symbol, book and trades whether its letters come as UTF-8 or as escapes of JSON."""
+    feed = Feed(symbol)
+    step = feed.step
+    if escaped:
+        feed.step = lambda kind, payload=b"", **rest: step(  # type: ignore[method-assign]
+            kind,
+            json.dumps(json.loads(payload), separators=(",", ":")).encode() if kind == "frame" else payload,
+            **rest,
+        )
+    feed.synced()
+    feed.quote(21, bid="99.9", B="1", A="1")
+    feed.trade(5)
+    (row,) = rows(feed.diff(21, 25, 20))
+    assert {(each["symbol"], each["src"]) for each in rows(feed.emits)} == {
+        (symbol, "bookTicker"),
+        (symbol, "aggTrade"),
+        (symbol, "depth"),
+    }
+    assert (row["bid"], row["book_state"]) == (99.9, "synced")
+    assert feed.processor.symbols == (symbol,)
+    assert of(feed.emits, "quality.rejects") == []
+    fits_schema(feed.emits)
+
+
+def test_times_sent_as_strings_are_times() -> None:
+    feed = Feed()
+    sent = str(feed.now_ms - 9)
+    for emits in (feed.quote(1, E=sent), feed.trade(1, E=sent, T=sent), feed.synced().diff(21, 25, 20, E=sent)):
+        (row,) = rows(emits)
+        assert (row["event_ts_ms"], row["latency_ms"]) == (feed.now_ms - 9, 9)
+    assert reasons(feed.quote(2, E="soon")) == ["bad_field"]
+
+
+@pytest.mark.parametrize("where", ["inside", "beside", "nowhere"])
+def test_a_liquidation_is_the_same_wherever_its_pair_stands(where: str) -> None:
+    feed = Feed(force_order=True)
+    order = {"s": "BTCUSDT", "S": "BUY", "q": "3", "p": "90", "ap": "0", "X": "NEW_STATUS", "z": "0", "T": feed.now_ms}
+    data: dict[str, Any] = {"e": "forceOrder", "E": str(feed.now_ms), "o": order}
+    {"inside": order, "beside": data, "nowhere": {}}[where].update({"ps": "BTCUSDT", "st": 1})
+    (row,) = rows(feed.frame("forceOrder", data))
+    assert (row["price"], row["qty"], row["side"], row["latency_ms"]) == (90.0, 3.0, "buy", 0)
+    assert json.loads(row["meta"]) == {"order_price": 90.0, "order_qty": 3.0, "status": "NEW_STATUS"}
+    fits_schema(feed.emits)
+
+
+def test_a_liquidation_of_an_unknown_side_has_none() -> None:
+    feed = Feed(force_order=True)
+    order = {"s": "BTCUSDT", "S": "HEDGE", "q": "3", "p": "90", "T": feed.now_ms}
+    (row,) = rows(feed.frame("forceOrder", {"e": "forceOrder", "E": feed.now_ms, "o": order}))
+    assert (row["side"], row["side_source"]) == (None, "none")
+
+
+def test_a_trade_id_out_of_its_mind_is_recovered_from_and_told() -> None:
+    """Ids that run on beyond 64 bits in sum do not stop the state from being saved."""
+    feed = Feed()
+    feed.tick()
+    feed.trade(5)
+    for jump in (10**18, 9 * 10**18, 2**63 - 1):
+        feed.trade(jump)
+        feed.tick(5000)
+    feed.now_ms += 2000
+    feed.trade(6)
+    assert ids(feed.trade(7)) == [7]
+    assert events(feed.emits, "trades_lost")[0]["meta"]["trades"] == 10**18 - 6
+    assert events(feed.emits, "gap")[-1]["meta"]["reason"] == "trade_ids_went_back"
+    feed.processor.restore(feed.processor.snapshot())
+    fits_schema(feed.emits)
+
+
 # -- rejects --------------------------------------------------------------------------------------------------------
 
 
@@ -256,9 +328,29 @@ def test_time_going_back() -> None:
     refused(feed, feed.diff(21, 25, 20, T=newest - 1001), "ts_regression")
 
 
+def test_a_time_ahead_of_both_clocks_is_refused() -> None:
+    """It would drive every window of event time on, and refuse what comes after it as regressed."""
+    feed = Feed().synced()
+    ahead = feed.now_ms + 1001
+    refused(feed, feed.quote(31, T=ahead, E=feed.now_ms), "ts_ahead")
+    refused(feed, feed.trade(1, T=ahead, E=feed.now_ms), "ts_ahead")
+    refused(feed, feed.diff(21, 30, 20, T=ahead, E=feed.now_ms), "ts_ahead")
+    assert rows(feed.quote(31)), "and leaves no trace"
+    assert rows(feed.quote(32, T=ahead, E=ahead)), "our own clock may be the one that is wrong"
+    assert rows(feed.quote(33, T=feed.now_ms + 999, E=feed.now_ms - 86_400_000)), "or that of E"
+
+
+def test_a_trade_ahead_of_both_clocks_spends_its_id() -> None:
+    feed = Feed()
+    feed.trade(1)
+    feed.trade(2, T=feed.now_ms + 10**9)
+    (row,) = rows(feed.trade(3))
+    assert row["agg_trade_id"] == 3
+
+
 def test_a_newest_time_that_was_wrong_does_not_silence_a_stream() -> None:
     feed = Feed()
-    feed.quote(1, T=feed.now_ms + 10**9)
+    feed.quote(1, T=feed.now_ms + 10**9, E=None)
     outcomes = [bool(rows(feed.quote(number))) for number in range(2, 202)]
     assert outcomes == [False] * 99 + [True] * 101
 
@@ -299,8 +391,8 @@ def test_first_diff_asks_for_a_snapshot_once_and_again_on_ticks() -> None:
     (event,) = events(feed.diff(10, 20, 9), "snapshot_needed")
     assert event["meta"] == {"why": "first_diff", "want_update_id": 10, "buffered": 1}
     assert events(feed.diff(21, 30, 20)) == []
-    asked = [bool(events(feed.tick(200), "snapshot_needed")) for _ in range(10)]
-    assert asked == [False, False, False, False, True] * 2
+    asked = [bool(events(feed.tick(1000), "snapshot_needed")) for _ in range(64)]
+    assert [after for after, now in enumerate(asked, 1) if now] == [1, 3, 7, 15, 31, 47, 63], "doubling up to 16 s"
     feed.snapshot(25)
     assert events(feed.tick(5000), "snapshot_needed") == []
 
@@ -498,12 +590,13 @@ def test_repeated_trade_is_dropped_and_counted() -> None:
 def test_missing_trades_are_asked_for_and_filled_in_order() -> None:
     feed = Feed()
     feed.trade(5)
-    emits = feed.trade(8)
-    assert ids(emits) == []
-    (event,) = events(emits, "backfill_needed")
+    feed.tick()
+    assert feed.trade(8) == [], "a frame that is only late may still come"
+    assert events(feed.tick(199), "backfill_needed") == []
+    (event,) = events(feed.tick(1), "backfill_needed")
     assert event["meta"] == {"from_id": 6, "to_id": 7, "held": 1}
     assert feed.trade(9) == []
-    feed.now_ms += 700
+    feed.now_ms += 500
     emits = backfill(feed, 6, 7)
     assert ids(emits) == [6, 7, 8, 9]
     filled = rows(emits)
@@ -520,9 +613,9 @@ def test_request_is_repeated_on_ticks_while_trades_are_missing() -> None:
     feed = Feed()
     feed.tick()
     feed.trade(5)
-    assert events(feed.trade(8), "backfill_needed")
+    feed.trade(8)
     asked = [bool(events(feed.tick(200), "backfill_needed")) for _ in range(20)]
-    assert asked == [False, False, False, False, True] * 4
+    assert asked == [True, False, False, False, False] * 4
 
 
 def test_missing_trades_that_do_not_come_are_reported_lost() -> None:
@@ -582,8 +675,9 @@ def test_partly_filled_hole_asks_for_the_rest_at_once() -> None:
 def test_late_frame_fills_the_hole_itself() -> None:
     feed = Feed()
     feed.trade(5)
-    feed.trade(7, T=feed.now_ms + 3000)
-    assert ids(feed.trade(6, T=feed.now_ms)) == [6, 7], "by id T has not gone back"
+    feed.now_ms += 3000
+    feed.trade(7)
+    assert ids(feed.trade(6, T=feed.now_ms - 3010)) == [6, 7], "by id T has not gone back"
 
 
 def test_backfill_beyond_what_is_missing_is_left_to_the_socket() -> None:
@@ -781,21 +875,94 @@ def test_recorded_gap_resyncs_every_book_of_the_partition() -> None:
 
 
 @pytest.mark.parametrize(
-    ("route", "streams", "state"),
+    ("route", "streams", "state", "gap_count"),
     [
-        ("market", (), "synced"),
-        ("market", ("aggTrade",), "synced"),
-        ("", ("bookTicker",), "synced"),
-        ("public", ("bookTicker", "depth@100ms"), "resyncing"),
-        ("", ("depth",), "resyncing"),
-        ("public", (), "resyncing"),
+        ("market", (), "synced", 0),
+        ("market", ("aggTrade",), "synced", 0),
+        ("", ("bookTicker",), "synced", 1),
+        ("public", ("bookTicker", "depth@100ms"), "resyncing", 1),
+        ("", ("depth",), "resyncing", 1),
+        ("public", (), "resyncing", 1),
     ],
 )
-def test_recorded_gap_resyncs_only_where_diffs_are_missing(route: str, streams: tuple[str, ...], state: str) -> None:
+def test_recorded_gap_resyncs_only_where_diffs_are_missing(
+    route: str, streams: tuple[str, ...], state: str, gap_count: int
+) -> None:
+    """What is missing of trades their ids show."""
     feed = Feed().synced()
-    gap(feed, "BTCUSDT", route, streams)
+    (event, *_) = events(gap(feed, "BTCUSDT", route, streams), "gap")
     (row,) = rows(feed.quote(30))
-    assert (row["book_state"], row["gap_count"]) == (state, 1)
+    assert (row["book_state"], row["gap_count"], event["meta"]["gap_count"]) == (state, gap_count, gap_count)
+
+
+PUBLIC_CUT = {"reason": "disconnected", "route": "public", "streams": ["bookTicker", "depth@100ms"]}
+
+
+def test_after_a_cut_the_next_diff_decides_and_nothing_was_lost() -> None:
+    feed = Feed().synced()
+    feed.diff(21, 25, 20)
+    feed.now_ms += 300
+    found = events(feed.step("gap", PUBLIC_CUT, route="public"))
+    assert [(each["event_type"], each["symbol"]) for each in found] == [
+        ("reconnect", ""),
+        ("book_stale", "BTCUSDT"),
+        ("gap", "BTCUSDT"),
+    ]
+    assert found[0]["meta"] == {"route": "public", "streams": ["bookTicker", "depth@100ms"]}
+    assert found[1]["meta"] == {"why": "disconnected", "age_ms": 300}
+    assert found[2]["meta"]["gap_count"] == 1, "quotes carry no proof"
+    assert rows(feed.quote(26))[0]["book_state"] == "stale"
+    emits = feed.diff(26, 30, 25)
+    assert [each["event_type"] for each in events(emits)] == ["book_recovered"]
+    (row,) = rows(emits)
+    assert (row["book_state"], row["gap_count"]) == ("synced", 1)
+    assert feed.processor.tallies.get("resyncs") is None
+    fits_schema(feed.emits)
+
+
+def test_after_a_cut_the_next_diff_decides_and_something_was_lost() -> None:
+    feed = Feed().synced()
+    feed.step("gap", PUBLIC_CUT, route="public")
+    emits = feed.diff(31, 35, 30)
+    assert [each["event_type"] for each in events(emits)] == ["gap", "snapshot_needed"]
+    assert events(emits)[0]["meta"]["reason"] == "pu_mismatch"
+    assert feed.processor.tallies["resyncs"] == {"pu_mismatch": 1}
+
+
+def test_a_cut_leaves_a_book_alone_that_waits_for_its_snapshot() -> None:
+    feed = Feed()
+    feed.diff(10, 20, 9)
+    feed.step("gap", PUBLIC_CUT, route="public")
+    feed.diff(21, 25, 20)
+    assert [each["event_type"] for each in events(feed.snapshot(15))] == ["book_synced"]
+
+
+def test_a_cut_of_the_trades_route_is_told_and_raises_nothing() -> None:
+    feed = Feed().synced()
+    feed.trade(5)
+    cut = {"reason": "disconnected", "route": "market", "streams": ["aggTrade"]}
+    assert [each["event_type"] for each in events(feed.step("gap", cut, route="market"))] == ["reconnect"]
+    (row,) = rows(feed.trade(6))
+    assert (row["book_state"], row["gap_count"]) == ("synced", 0)
+
+
+@pytest.mark.parametrize("reason", ["conflated", "dropped"])
+def test_a_gap_names_the_frames_that_are_missing(reason: str) -> None:
+    feed = Feed().synced()
+    payload = {"reason": reason, "streams": ["bookTicker"], "frames": 3, "ranges": [[21, 22], [24, 24]]}
+    (event,) = events(feed.step("gap", payload, symbol="BTCUSDT"))
+    assert event["meta"] == {
+        "reason": reason,
+        "route": "",
+        "streams": ["bookTicker"],
+        "frames": 3,
+        "ranges": [[21, 22], [24, 24]],
+        "hull": False,
+        "gap_count": 1,
+    }
+    assert rows(feed.quote(30))[0]["book_state"] == "synced"
+    assert feed.processor.tallies["missing_frames"] == {reason: 3}
+    fits_schema(feed.emits)
 
 
 def test_recorded_gap_of_one_symbol_and_of_none() -> None:
@@ -819,17 +986,94 @@ def test_clock_drift_is_reported_and_cleared() -> None:
     fits_schema(feed.emits)
 
 
-def test_silent_stream() -> None:
-    feed = Feed(silence_ms=20_000)
+NEVER_MS = 3_600_000
+"""Of streams that a test leaves out."""
+
+
+def silences(feed: Feed, seconds: int, every_ms: dict[str, int], tick_ms: int = 200) -> list[tuple[str, str, int]]:
+    """Run for a while with frames at fixed intervals: (event, stream, age)."""
+    found = []
+    due = dict.fromkeys(every_ms, feed.now_ms)
+    number = feed.seq
+    end_ms = feed.now_ms + 1000 * seconds
+    while feed.now_ms < end_ms:
+        for name in sorted(due):
+            if feed.now_ms >= due[name]:
+                due[name] += every_ms[name]
+                number += 1
+                {"trade": feed.trade, "quote": feed.quote}[name](number)
+        for event in events(feed.tick(tick_ms)):
+            if event["event_type"] in ("stream_silent", "stream_resumed") and event["meta"]["age_ms"] < NEVER_MS:
+                found.append((event["event_type"], event["meta"]["stream"], event["meta"]["age_ms"]))
+    return found
+
+
+def test_a_busy_stream_is_silent_soon_and_resumes() -> None:
+    feed = Feed(first_data_ms=NEVER_MS)
+    assert silences(feed, 600, {"trade": 500, "quote": 100}) == []
+    ((event, stream, age_ms),) = silences(feed, 60, {"quote": 100})
+    assert (event, stream) == ("stream_silent", "aggTrade")
+    assert 20_000 < age_ms < 30_000, "twenty of its seconds, and a little for the time before it began"
+    assert [found[:2] for found in silences(feed, 5, {"trade": 500, "quote": 100})] == [("stream_resumed", "aggTrade")]
+
+
+@pytest.mark.parametrize("every_sec", [10, 60, 240])
+def test_a_quiet_stream_does_not_flap(every_sec: int) -> None:
+    feed = Feed(first_data_ms=NEVER_MS, first_trade_ms=NEVER_MS)
+    assert silences(feed, 7200, {"trade": 1000 * every_sec, "quote": 1000}, 1000) == []
+    burst = silences(feed, 60, {"trade": 100, "quote": 1000}, 1000)
+    assert burst + silences(feed, 3600, {"trade": 1000 * every_sec, "quote": 1000}, 1000) == []
+
+
+def test_a_quiet_stream_is_silent_after_twenty_of_its_intervals() -> None:
+    feed = Feed(first_data_ms=NEVER_MS)
+    silences(feed, 7200, {"trade": 10_000, "quote": 1000}, 1000)
+    ((event, stream, age_ms),) = silences(feed, 1200, {"quote": 1000}, 1000)
+    assert (event, stream) == ("stream_silent", "aggTrade")
+    assert 180_000 < age_ms < 260_000
+
+
+def test_a_stream_that_never_spoke_is_told_once() -> None:
+    feed = Feed(first_data_ms=30_000, first_trade_ms=90_000)
     feed.quote(1)
-    feed.trade(1)
-    feed.tick(20_000)
-    feed.quote(2)
-    (event,) = events(feed.tick(200))
-    assert (event["event_type"], event["meta"]) == ("stream_silent", {"stream": "aggTrade", "age_ms": 20_200})
-    assert events(feed.tick(200)) == []
-    feed.trade(2)
-    assert events(feed.tick(200))[0]["event_type"] == "stream_resumed"
+    found = silences(feed, 200, {"quote": 1000})
+    assert [(event, stream) for event, stream, _ in found] == [
+        ("stream_silent", "depth"),
+        ("stream_silent", "aggTrade"),
+    ]
+    (depth, trades) = events(feed.emits, "stream_silent")
+    assert depth["meta"] == {
+        "stream": "depth",
+        "why": "no_first_data",
+        "bound_ms": 30_000,
+        "age_ms": depth["meta"]["age_ms"],
+    }
+    assert 30_000 < depth["meta"]["age_ms"] <= 31_200
+    assert 90_000 < trades["meta"]["age_ms"] <= 91_200
+    assert [found[:2] for found in silences(feed, 3, {"quote": 1000, "trade": 1000})] == [
+        ("stream_resumed", "aggTrade")
+    ]
+    fits_schema(feed.emits)
+
+
+def test_a_symbol_of_the_ticks_that_sends_nothing_is_told() -> None:
+    feed = Feed(first_data_ms=30_000)
+    for _ in range(200):
+        feed.now_ms += 200
+        feed.step("tick", {"routes": {"market": "up", "public": "up"}, "symbols": {"DEADUSDT": {}}})
+    found = [(event["symbol"], event["meta"]["stream"]) for event in events(feed.emits, "stream_silent")]
+    assert found == [("DEADUSDT", "bookTicker"), ("DEADUSDT", "depth")]
+
+
+def test_silence_is_excused_while_the_route_is_down_and_while_ticks_pause() -> None:
+    feed = Feed(first_data_ms=NEVER_MS)
+    silences(feed, 600, {"trade": 500, "quote": 100})
+    for _ in range(300):
+        feed.tick(200, {"market": "down", "public": "up"})
+        feed.quote(feed.seq + 10**6)
+    assert events(feed.emits, "stream_silent") == []
+    feed.tick(NEVER_MS)
+    assert events(feed.emits, "stream_silent") == [], "the clock jumped, or nobody recorded"
 
 
 def test_exchange_info_is_passed_over() -> None:
@@ -857,7 +1101,8 @@ def test_mark_price_and_liquidations_where_they_are_wanted() -> None:
     ("settings", "message"),
     [
         ({"snapshot_wait_ms": 500}, "snapshot_wait_ms is 500: it must be at least request_interval_ms, 1000"),
-        ({"silence_ms": 5000}, "silence_ms is 5000: it must be at least book_stale_ms, 10000"),
+        ({"silence_most_ms": 5000}, "silence_most_ms is 5000: it must be at least 10000"),
+        ({"request_interval_most_ms": 500}, "request_interval_most_ms is 500: it must be at least 1000"),
     ],
 )
 def test_settings_that_do_not_fit_each_other(settings: dict[str, int], message: str) -> None:

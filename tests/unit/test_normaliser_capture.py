@@ -92,6 +92,38 @@ def test_every_frame_gives_its_row_and_nothing_is_refused(capture: tuple[str, li
         assert set(event["meta"]) == {"pruned_levels"}
 
 
+def test_the_live_oracle_holds_every_diff_against_its_quote(capture: tuple[str, list[Emit]]) -> None:
+    """In the recorded order, where many diffs come before their quotes, it comes to the same count as afterwards."""
+    processor = NormaliserProcessor(NormaliserConfig())
+    vj.run(vj.capture_journal(capture[0]), processor)
+    depth_rows = {key[0]: count for key, count in COUNTS[capture[0]].items() if key[1] == "depth"}
+    for each in processor.symbol_figures():
+        assert (each.oracle_checked, each.oracle_failed) == (ORACLE[capture[0]][each.symbol], 0)
+        assert each.oracle_checked + each.oracle_skipped == depth_rows[each.symbol]
+        assert (each.oracle_waiting, each.silent, each.book_state) == (0, (), "synced")
+
+
+@pytest.mark.parametrize("symbol", ["BTCUSDT", "ETHUSDT"])
+def test_the_live_oracle_finds_one_wrong_quantity(symbol: str) -> None:
+    records = list(vj.capture_journal(vj.BTC_ETH)[:8_000])
+    before = vj.of([emit for seq, emit in vj.run(records) if seq > 5_000], "market.rows")
+    row = next(row for row in before if row["src"] == "depth" and row["symbol"] == symbol)
+    place = next(
+        number
+        for number, record in enumerate(records)
+        if record["symbol"] == symbol and f'"u":{row["update_id"]},'.encode() in record["payload"]
+    )
+    content = json.loads(records[place]["payload"])
+    content["data"]["b"].append([str(row["bid"]), str(row["bid_qty"] + 0.001)])
+    records[place] = {**records[place], "payload": json.dumps(content, separators=(",", ":")).encode()}
+    emits = [emit for _, emit in vj.run(records)]
+    first = vj.events(emits, "quote_mismatch")[0]
+    assert (first["symbol"], first["meta"]["u"]) == (symbol, row["update_id"])
+    assert first["meta"]["book"][:2] == [row["bid"], row["bid_qty"] + 0.001]
+    assert first["meta"]["quote"] == [row["bid"], row["bid_qty"], row["ask"], row["ask_qty"]]
+    assert {event["symbol"] for event in vj.events(emits, "quote_mismatch")} == {symbol}
+
+
 def test_oracle(capture: tuple[str, list[Emit]]) -> None:
     """After a diff ending at u the best level is that of the quote with the greatest id not above u."""
     name, emits = capture

@@ -19,10 +19,10 @@ from typing import Any, Final
 import msgspec
 
 from orderflow.cli import runs
-from orderflow.config import Config, ConfigError, load
+from orderflow.config import Config, load
 from orderflow.doctor import backing, exchange, machine
 from orderflow.doctor.check import Check, ok, warning, wrong
-from orderflow.errors import OrderflowError
+from orderflow.errors import ConfigError, OrderflowError
 from orderflow.kafka_embedded import running_daemon
 from orderflow.venues.binance.endpoints import Endpoints
 

@@ -13,9 +13,15 @@ from orderflow.errors import OrderflowError
 
 COMMANDS: Final = {
     "run": "orderflow.cli.run",
+    "preflight": "orderflow.cli.preflight",
+    "record": "orderflow.cli.record",
+    "capture": "orderflow.cli.capture",
     "tap": "orderflow.cli.tap",
     "topics": "orderflow.cli.topics",
     "verify": "orderflow.cli.verify",
+    "replay": "orderflow.cli.replay",
+    "diff": "orderflow.cli.diff",
+    "trace": "orderflow.cli.trace",
     "lake": "orderflow.cli.lake",
     "kafka": "orderflow.cli.kafka",
     "init": "orderflow.cli.init",

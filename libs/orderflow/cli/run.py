@@ -32,6 +32,8 @@ FEATURES: Final = ("ofi", "cvd", "fusion", "signal")
 FILES: Final = ("sinks", "lake")
 VIEW_SEC: Final = 0.5
 LINE_SEC: Final = 5.0
+FIRST_FRAME_SEC: Final = 120.0
+"""A duration that counts from the first frame counts from here at the latest."""
 QUIET_SEC: Final = 2.0
 """After the simulated exchange has sent everything, silence this long means that everything was received."""
 
@@ -60,6 +62,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--predictability", type=float, metavar="P", help="0 to 1: how far its order flow foretells moves"
     )
+    parser.set_defaults(duration_of_frames=False)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -129,6 +132,7 @@ class _Run:
         self.first_feature_sec: float | None = None
         self.drained_at = 0.0
         self._last_frames: tuple[float, Any] = (self.begun, None)
+        self._counted_from: float | None = None if args.duration_of_frames else self.begun
         # Paths may hold brackets, and a line that goes into a file must not be broken at 80 columns.
         self.console = Console(highlight=False, markup=False, soft_wrap=True)
 
@@ -362,13 +366,21 @@ class _Run:
             self.console.print(f"first feature row after {self.first_feature_sec:.1f} s")
 
     def _over(self, supervisor: Supervisor, now: float) -> bool:
-        if self.args.duration is not None and now - self.begun >= self.args.duration:
+        if self._counted_from is None:
+            self._counted_from = self._first_frame(supervisor, now)
+        elif self.args.duration is not None and now - self._counted_from >= self.args.duration:
             self.stop_reason = "duration"
             return True
         if self.args.exit_at_end and self._source_done(supervisor):
             self.stop_reason = "end of the capture"
             return True
         return False
+
+    def _first_frame(self, supervisor: Supervisor, now: float) -> float | None:
+        """When the first frame came, to a look; the latest moment to wait for where none comes."""
+        recorder = supervisor.children["ingestion"].status.get("recorder", {})
+        came = any(recorder.get("frames_by_route", {}).values())
+        return now if came or now - self.begun >= FIRST_FRAME_SEC else None
 
     def _source_done(self, supervisor: Supervisor) -> bool:
         recorder = supervisor.children["ingestion"].status.get("recorder", {})

@@ -89,8 +89,8 @@ def default_out() -> Path:
 
 
 def resolve(run: str | None) -> Path:
-    """The folder named, or that of the newest run."""
-    return Path(run) if run else default_out()
+    """The folder named, or that of the newest run; absolute, for the broker and the registry are started elsewhere."""
+    return Path(run).resolve() if run else default_out()
 
 
 async def reach(stack: AsyncExitStack, out: Path, info: RunInfo) -> tuple[str, str]:

@@ -53,7 +53,9 @@ class TickBook:
         content: dict[str, Any] = {
             "routes": routes,
             "session": session,
-            "symbols": {symbol: dict(sorted(newest.items())) for symbol, newest in self.partitions[partition].items()},
+            "symbols": {
+                symbol: dict(sorted(newest.items())) for symbol, newest in self.partitions.get(partition, {}).items()
+            },
         }
         return msgspec.json.encode(content)
 

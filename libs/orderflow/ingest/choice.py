@@ -90,6 +90,8 @@ def settled(config: IngestionConfig) -> IngestionConfig:
     if found.source == "sim":
         logger.info("SOURCE=auto: the simulated exchange answers at %s, so its market is recorded", config.sim_address)
     else:
-        where = f"no host {config.sim_address.rpartition(':')[0]!r} is known" if config.sim_address else "no SIM_ADDRESS"
+        where = (
+            f"no host {config.sim_address.rpartition(':')[0]!r} is known" if config.sim_address else "no SIM_ADDRESS"
+        )
         logger.info("SOURCE=auto: %s, so the live market of %s is recorded", where, found.rest_url)
     return found

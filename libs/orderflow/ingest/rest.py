@@ -1,125 +1,231 @@
-"""The recorder's REST client: snapshots, missing trades, server time; within one weight budget."""
+"""The recorder's REST client: snapshots, missing trades, server time; within one weight budget.
+
+Each failure is counted and gives None: a need is asked for again while it stands. What the exchange forbids is kept to: a
+request during a ban makes the ban longer.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import time
+import random
+import re
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 
-import aiohttp
+from orderflow.ingest.route import backoff_sec, count_reason
+from orderflow.ingest.seams import Answer, Http
+from orderflow.venues.binance.endpoints import (
+    AGG_TRADES_MAX_LIMIT,
+    AGG_TRADES_WEIGHT,
+    EXCHANGE_INFO_WEIGHT,
+    TIME_WEIGHT,
+    Endpoints,
+    depth_weight,
+)
 
 logger = logging.getLogger(__name__)
 
-MAX_BODY_BYTES: Final = 64 << 20
-TIMEOUT_SEC: Final = 10.0
-DEPTH_WEIGHTS: Final = {5: 2, 10: 2, 20: 2, 50: 2, 100: 5, 500: 10, 1000: 20}
-AGG_TRADES_WEIGHT: Final = 20
-AGG_TRADES_LIMIT: Final = 1000
-BAN_DEFAULT_SEC: Final = 120.0
-LIMIT_DEFAULT_SEC: Final = 10.0
+MAX_INFO_BYTES: Final = 64 << 20
+MAX_BODY_BYTES: Final = 4 << 20
+"""What still fits a batch of the log; the largest snapshot of the exchange has about 60 kB."""
+TIMEOUT_SEC: Final = 15.0
+BAN_FIRST_SEC: Final = 120.0
+BAN_MOST_SEC: Final = 86_400.0
+LIMIT_SEC: Final = 10.0
+LONGEST_BLOCK_SEC: Final = 3 * 86_400.0
+"""The exchange's own longest ban."""
+PAUSE_FIRST_SEC: Final = 0.5
+PAUSE_MOST_SEC: Final = 30.0
 STOP_STATUSES: Final = frozenset({403, 451})
+TOO_MANY: Final = 429
+BANNED: Final = 418
+_BANNED_UNTIL: Final = re.compile(rb"banned until (\d{13})\b")
 
 
 class WeightBudget:
-    """Request weight per UTC minute, as the exchange counts it. Pure but for the clock that it is given."""
+    """Request weight per UTC minute, as the exchange counts it. Pure.
 
-    def __init__(self, per_minute: int, clock: Callable[[], float] = time.time) -> None:
-        self._per_minute = per_minute
-        self._clock = clock
+    Parameters
+    ----------
+    now_sec
+        Seconds since the epoch: minutes are the exchange's.
+    loop_sec
+        A monotonic clock: bans are waited out whatever the wall clock does.
+    """
+
+    def __init__(self, per_minute: int, now_sec: Callable[[], float], loop_sec: Callable[[], float]) -> None:
+        self.per_minute = per_minute
+        self._now_sec = now_sec
+        self._loop_sec = loop_sec
         self._minute = -1
         self._used = 0
-        self.blocked_until = 0.0
+        self._blocked_until_sec = float("-inf")
+
+    @property
+    def used(self) -> int:
+        """Weight used in this minute, as far as is known."""
+        self._turn()
+        return self._used
+
+    @property
+    def minute(self) -> int:
+        """Number of the minute now, for `told`."""
+        return int(self._now_sec() // 60)
+
+    @property
+    def blocked_sec(self) -> float:
+        """How long the exchange takes no request at all."""
+        return max(0.0, self._blocked_until_sec - self._loop_sec())
 
     def wait_sec(self, weight: int) -> float:
-        """Seconds until a request of this weight may go; 0 and taken where it may go now."""
-        now = self._clock()
-        if now < self.blocked_until:
-            return self.blocked_until - now
-        minute = int(now // 60)
-        if minute != self._minute:
-            self._minute, self._used = minute, 0
-        if self._used + weight > self._per_minute:
-            return (minute + 1) * 60 - now
-        self._used += weight
+        """Seconds until a request of this weight may go; 0 where it may go now."""
+        if self.blocked_sec > 0:
+            return self.blocked_sec
+        self._turn()
+        if self._used + weight > self.per_minute:
+            return (self._minute + 1) * 60 - self._now_sec()
         return 0.0
 
-    def told(self, used: int) -> None:
-        """The exchange's own count of this minute, which also holds what others on this address use."""
-        self._used = max(self._used, used)
+    def take(self, weight: int) -> None:
+        """A request of this weight goes out."""
+        self._turn()
+        self._used += weight
+
+    def told(self, used: int, minute: int) -> None:
+        """The exchange's own count of the minute in which a request went out: it holds what others on this address use."""
+        self._turn()
+        if minute == self._minute:
+            self._used = max(self._used, used)
 
     def block(self, seconds: float) -> None:
-        """No request for so long: 429 or 418."""
-        self.blocked_until = max(self.blocked_until, self._clock() + seconds)
+        """No request for so long."""
+        until_sec = self._loop_sec() + min(seconds, LONGEST_BLOCK_SEC)
+        self._blocked_until_sec = max(self._blocked_until_sec, until_sec)
+
+    def _turn(self) -> None:
+        if self.minute != self._minute:
+            self._minute, self._used = self.minute, 0
 
 
 class RestClient:
-    """Bounded GETs; every failure is counted and gives None, for the need is asked for again while it stands."""
+    """Bounded GETs."""
 
-    def __init__(self, base_url: str, per_minute: int) -> None:
-        self._base = base_url.rstrip("/")
-        self.budget = WeightBudget(per_minute)
-        self.errors: dict[str, int] = {}
+    def __init__(
+        self,
+        http: Http,
+        endpoints: Endpoints,
+        per_minute: int,
+        now_ns: Callable[[], int],
+        chance: random.Random,
+    ) -> None:
+        self._http = http
+        self._endpoints = endpoints
+        self._now_ns = now_ns
+        self._chance = chance
+        self.budget = WeightBudget(per_minute, lambda: now_ns() / 1e9, _loop_sec)
+        self.by_status: dict[str, int] = {}
+        """Answers by status; `connection`, `oversize` and `budget` where there was none."""
         self.requests = 0
-        self._session: aiohttp.ClientSession | None = None
-        self._slots = asyncio.Semaphore(4)
-
-    async def open(self) -> None:
-        self._session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=TIMEOUT_SEC + 5, connect=TIMEOUT_SEC))
+        self._bans = 0
+        self._failures: dict[str, int] = {}
+        self._paused_until_sec: dict[str, float] = {}
 
     async def close(self) -> None:
-        if self._session is not None:
-            await self._session.close()
+        await self._http.close()
 
     async def depth(self, symbol: str, limit: int) -> bytes | None:
-        return await self._get("/fapi/v1/depth", {"symbol": symbol, "limit": str(limit)}, DEPTH_WEIGHTS[limit])
+        return await self._get("depth", self._endpoints.depth(symbol, limit), depth_weight(limit))
 
     async def agg_trades(self, symbol: str, from_id: int, count: int) -> bytes | None:
-        limit = max(1, min(AGG_TRADES_LIMIT, count))
-        parameters = {"symbol": symbol, "fromId": str(from_id), "limit": str(limit)}
-        return await self._get("/fapi/v1/aggTrades", parameters, AGG_TRADES_WEIGHT)
+        limit = max(1, min(AGG_TRADES_MAX_LIMIT, count))
+        return await self._get("aggTrades", self._endpoints.agg_trades(symbol, from_id, limit), AGG_TRADES_WEIGHT)
 
     async def server_time(self) -> bytes | None:
-        return await self._get("/fapi/v1/time", {}, 1)
+        return await self._get("time", self._endpoints.server_time(), TIME_WEIGHT)
 
     async def exchange_info(self) -> bytes | None:
-        return await self._get("/fapi/v1/exchangeInfo", {}, 1)
+        return await self._get(
+            "exchangeInfo", self._endpoints.exchange_info(), EXCHANGE_INFO_WEIGHT, most_bytes=MAX_INFO_BYTES
+        )
 
-    async def _get(self, path: str, parameters: dict[str, str], weight: int) -> bytes | None:
-        assert self._session is not None
-        async with self._slots:
-            wait_sec = self.budget.wait_sec(weight)
-            if wait_sec > 0:
-                self._failed("budget", f"{path} must wait {wait_sec:.1f} s for request weight")
-                return None
-            self.requests += 1
-            try:
-                async with self._session.get(self._base + path, params=parameters) as answer:
-                    used = answer.headers.get("X-MBX-USED-WEIGHT-1M", "")
-                    if used.isdecimal():
-                        self.budget.told(int(used))
-                    body = await answer.content.read(MAX_BODY_BYTES + 1)
-                    if len(body) > MAX_BODY_BYTES:
-                        self._failed("oversize", f"{path} answered more than {MAX_BODY_BYTES} bytes")
-                    elif answer.status == 200:
-                        return body
-                    else:
-                        self._refused(path, parameters, answer, body)
-            except (aiohttp.ClientError, TimeoutError, OSError) as error:
-                self._failed("connection", f"{self._base}{path} {parameters}: {error!r}")
-        return None
+    def wait_sec(self, kind: str, weight: int) -> float:
+        """Seconds until a request of that kind may go; 0: now."""
+        return max(self.budget.wait_sec(weight), self._paused_until_sec.get(kind, 0.0) - _loop_sec())
 
-    def _refused(self, path: str, parameters: dict[str, str], answer: aiohttp.ClientResponse, body: bytes) -> None:
+    async def _get(self, kind: str, url: str, weight: int, most_bytes: int = MAX_BODY_BYTES) -> bytes | None:
+        wait_sec = self.budget.wait_sec(weight)
+        if wait_sec > 0:
+            self._failed("budget", f"{url} must wait {wait_sec:.1f} s for request weight")
+            return None
+        self.requests += 1
+        self.budget.take(weight)
+        minute = self.budget.minute
+        try:
+            async with asyncio.timeout(TIMEOUT_SEC):
+                answer = await self._http.get(url, most_bytes)
+        except OSError as error:
+            self._pause(kind)
+            self._failed("connection", f"{url}: {error!r}")
+            return None
+        except ValueError as error:
+            self._pause(kind)
+            self._failed("oversize", str(error))
+            return None
+        used = answer.headers.get("x-mbx-used-weight-1m", "")
+        if used.isdecimal():
+            self.budget.told(int(used), minute)
+        if answer.status != 200:
+            self._refused(kind, url, answer)
+            return None
+        count_reason(self.by_status, "200")
+        self._failures.pop(kind, None)
+        self._paused_until_sec.pop(kind, None)
+        self._bans = 0
+        return answer.body
+
+    def _refused(self, kind: str, url: str, answer: Answer) -> None:
         status = answer.status
-        if status in (418, 429):
-            after = answer.headers.get("Retry-After", "")
-            default = BAN_DEFAULT_SEC if status == 418 else LIMIT_DEFAULT_SEC
-            self.budget.block(float(after) if after.replace(".", "", 1).isdecimal() else default)
-        elif status in STOP_STATUSES:
-            self.budget.block(BAN_DEFAULT_SEC)
-        self._failed(str(status), f"{path} {parameters} answered {status}: {body[:200].decode('utf-8', 'replace')}")
+        if status in (TOO_MANY, BANNED) or status in STOP_STATUSES:
+            self.budget.block(self._block_sec(answer))
+        else:
+            self._pause(kind)
+        self._failed(str(status), f"{url} answered {status}: {answer.body[:200].decode('utf-8', 'replace')}")
+
+    def _block_sec(self, answer: Answer) -> float:
+        """As long as the exchange says, and longer from ban to ban where it does not."""
+        after = answer.headers.get("retry-after", "")
+        if after.isdecimal():
+            return float(after)
+        until = _BANNED_UNTIL.search(answer.body)
+        if until is not None:
+            return max(LIMIT_SEC, int(until[1]) / 1e3 - self._now_ns() / 1e9)
+        if answer.status == TOO_MANY:
+            return LIMIT_SEC
+        if not self.budget.blocked_sec or not self._bans:
+            # What was under way together and is refused together is one ban.
+            self._bans += 1
+        return min(BAN_MOST_SEC, BAN_FIRST_SEC * 2.0 ** min(self._bans - 1, 20))
+
+    def _pause(self, kind: str) -> None:
+        failures = self._failures[kind] = self._failures.get(kind, 0) + 1
+        wait_sec = backoff_sec(failures, PAUSE_FIRST_SEC, PAUSE_MOST_SEC, self._chance.random())
+        self._paused_until_sec[kind] = _loop_sec() + wait_sec
 
     def _failed(self, reason: str, text: str) -> None:
-        self.errors[reason] = self.errors.get(reason, 0) + 1
+        count_reason(self.by_status, reason)
         logger.warning("%s", text)
+
+    def status(self) -> dict[str, Any]:
+        """For `/status`."""
+        return {
+            "requests": self.requests,
+            "by_status": dict(sorted(self.by_status.items())),
+            "weight_used": self.budget.used,
+            "weight_per_minute": self.budget.per_minute,
+            "blocked_sec": round(self.budget.blocked_sec, 1),
+        }
+
+
+def _loop_sec() -> float:
+    return asyncio.get_running_loop().time()

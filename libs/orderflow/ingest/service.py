@@ -12,12 +12,12 @@ from typing import Any, Protocol
 
 import msgspec
 from prometheus_client import CollectorRegistry
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
 from orderflow.config import Config
 from orderflow.errors import ConfigError
 from orderflow.ingest.capture_recorder import CaptureRecorder
 from orderflow.ingest.choice import settled
+from orderflow.ingest.metrics import NormaliserCollector, RecorderCollector, newest_latencies_ms, normalisers
 from orderflow.pipeline import BY_NAME
 from orderflow.streaming.codec import Codecs
 from orderflow.streaming.kafka_log import KafkaLog
@@ -102,33 +102,6 @@ class Ingestion:
         }
 
 
-class RecorderCollector:
-    """The recorder's figures as Prometheus families."""
-
-    def __init__(self, recorder: Recorder) -> None:
-        self._recorder = recorder
-
-    def collect(self) -> list[Any]:
-        status = self._recorder.status()
-        frames = CounterMetricFamily("recv_frames", "frames received", labels=["route"])
-        for route, count in sorted(status["frames_by_route"].items()):
-            frames.add_metric([route], count)
-        families: list[Any] = [frames]
-        for name, key in (
-            ("ws_reconnects", "reconnects"),
-            ("dropped_frames", "dropped"),
-            ("conflated_frames", "conflated"),
-        ):
-            counter = CounterMetricFamily(name, f"{key} since the process began")
-            counter.add_metric([], status.get(key, 0))
-            families.append(counter)
-        for name, key in (("recorder_queue_depth", "queue_depth"), ("recorder_epoch", "epoch")):
-            gauge = GaugeMetricFamily(name, key)
-            gauge.add_metric([], status.get(key, 0))
-            families.append(gauge)
-        return families
-
-
 def build(
     config: Config, log: KafkaLog, codecs: Codecs
 ) -> tuple[Running, CollectorRegistry, Callable[[], dict[str, Any]]]:
@@ -145,9 +118,11 @@ def build(
             raise ConfigError("SOURCE=capture needs CAPTURE, the file to read")
         recorder = CaptureRecorder(journal, config.ingestion)
     else:
+        from orderflow.ingest.system import system_outside
         from orderflow.ingest.websocket_recorder import WebsocketRecorder
 
-        recorder = WebsocketRecorder(journal, config.ingestion, log, codecs, config.runtime.topic_prefix)
+        outside = system_outside(config.ingestion.ping_interval_sec)
+        recorder = WebsocketRecorder(journal, config.ingestion, log, codecs, config.runtime.topic_prefix, outside)
     stage = BY_NAME["normaliser"]
     normaliser = ProcessorRuntime(
         log,
@@ -158,6 +133,10 @@ def build(
     )
     service = Ingestion(recorder, journal, normaliser)
     registry = CollectorRegistry()
-    registry.register(StatsCollector("ingestion", normaliser, stage.fingerprint(config)))
+    processors = normalisers(normaliser)
+    registry.register(
+        StatsCollector("ingestion", normaliser, stage.fingerprint(config), newest_latencies_ms(processors))
+    )
+    registry.register(NormaliserCollector(processors))
     registry.register(RecorderCollector(recorder))
     return service, registry, service.status

@@ -18,6 +18,7 @@ import msgspec
 
 from orderflow.errors import ConfigError, FencedError, LogError
 from orderflow.processor import Record
+from orderflow.streaming import crash
 from orderflow.streaming.codec import Codecs
 from orderflow.streaming.journal import EPOCH_HEADER, OPEN_KIND, JournalView, epoch_of
 from orderflow.streaming.log import TP, Log, LogRecord, read_ranges
@@ -91,8 +92,11 @@ class JournalWriter:
         prefix: str,
         partitions: Sequence[int],
         patience_sec: float = PATIENCE_SEC,
+        chance: random.Random | None = None,
     ) -> None:
+        """`chance` spaces the attempts of recorders that open at the same time; seeded in simulations."""
         self._log = log
+        self._chance = chance or random.SystemRandom()
         self._encode = codecs.encoder(JOURNAL)
         self._decode = codecs.decoder(JOURNAL)
         self._codecs = codecs
@@ -113,7 +117,7 @@ class JournalWriter:
         ConfigError
             It holds another kind of market: see `check_market`.
         LogError
-            Others keep opening it too.
+            Others keep opening it too, or what it held has expired, so that its numbers are not known any more.
         """
         for _ in range(OPEN_ATTEMPTS):
             before = await self._tails()
@@ -121,16 +125,23 @@ class JournalWriter:
             self.epoch = 1 + max((epoch for epoch, _ in before.values()), default=0)
             self._headers = [(EPOCH_HEADER, str(self.epoch).encode())]
             own = await self._append_opens(session, now_ns)
+            crash.point("journal-opened")
             tails = await self._tails(own)
             if all(epoch < self.epoch for epoch, _ in tails.values()):
+                begins = await self._log.begin_offsets(self._tps.values())
                 for partition, tp in self._tps.items():
+                    if begins[tp] > 0 and not tails[tp][1].seq:
+                        raise LogError(
+                            f"{tp.topic}[{tp.partition}] holds no record any more, all have expired: numbering anew would "
+                            "make readers take the new ones for repeated; choose another TOPIC_PREFIX"
+                        )
                     self.seq[partition] = tails[tp][1].seq
                     self._next_offset[tp] = own[tp] + 1
                 return {partition: tails[tp][1] for partition, tp in self._tps.items()}
             logger.warning(
                 "another recorder opened the journal with epoch %d at the same time; trying again", self.epoch
             )
-            await asyncio.sleep(random.uniform(0.0, OPEN_JITTER_SEC))
+            await asyncio.sleep(self._chance.uniform(0.0, OPEN_JITTER_SEC))
         raise LogError(
             f"the journal could not be opened in {OPEN_ATTEMPTS} attempts: other recorders keep opening it; "
             "stop all but one"
@@ -168,6 +179,10 @@ class JournalWriter:
                 if start > begins[tp] and not (tail.seq and tail.session):
                     windows[tp] *= 4
                     continue
+                if not tail.seq and begins[tp]:
+                    # Retention has taken every record. None of their numbers was above their count: numbers that begin
+                    # there are new to everybody, where 1 would be taken for a repetition and dropped in silence.
+                    tail.seq = begins[tp]
                 found[tp] = epoch, tail
                 del windows[tp]
         return found

@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import hashlib
 import json
 import logging
+import math
 import os
 import signal
+import socket
 import sys
 import time
 from collections.abc import Callable
@@ -23,20 +26,29 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, ProcessCol
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
 from orderflow.config import Config, effective_fingerprint, load
-from orderflow.errors import FencedError, OrderflowError
+from orderflow.errors import ConfigError, FencedError, OrderflowError
 from orderflow.processor import Processor
 from orderflow.registry.client import RegistryClient
+from orderflow.streaming import crash
 from orderflow.streaming.codec import Codecs
 from orderflow.streaming.init import codecs_for, wait_for_topics
 from orderflow.streaming.kafka_log import KafkaLog
-from orderflow.streaming.runtime import ProcessorRuntime, RuntimeOptions, ServiceRuntime, ServiceSpec, Stats
-from orderflow.topics import ROWS
+from orderflow.streaming.runtime import (
+    PATIENCE_SEC,
+    ProcessorRuntime,
+    RuntimeOptions,
+    ServiceRuntime,
+    ServiceSpec,
+    Stats,
+)
+from orderflow.topics import HOURLY, ROWS
 
 logger = logging.getLogger("orderflow")
 
 EXIT_FAILED: Final = 2
 EXIT_FENCED: Final = 3
 GC_ALLOCATIONS: Final = 50_000
+METRICS_FILE_SEC: Final = 10.0
 
 
 class Running(Protocol):
@@ -72,9 +84,44 @@ class JsonLines(logging.Formatter):
         return json.dumps(line, ensure_ascii=False)
 
 
-def _no_repetition(record: logging.LogRecord) -> bool:
-    """While a broker is away the client library says so many times a second; what comes of it is our own message."""
-    return not record.msg.startswith("Unable connect to")
+class _OneOfEach(logging.Filter):
+    """Lets each message of the client library through once a minute.
+
+    While a broker is away the library says so several times a second, and `KafkaLog` says it once: those messages are
+    left out altogether.
+    """
+
+    def __init__(self, told_elsewhere: tuple[str, ...], every_sec: float = 60.0) -> None:
+        super().__init__()
+        self._told_elsewhere = told_elsewhere
+        self._every_sec = every_sec
+        self._last: dict[str, float] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        message = str(record.msg)
+        if message.startswith(self._told_elsewhere):
+            return False
+        before = self._last.get(message)
+        if before is not None and record.created - before < self._every_sec:
+            return False
+        self._last[message] = record.created  # templates, not texts: their number is that of the library's calls
+        return True
+
+
+TOLD_BY_THE_LOG: Final = (
+    "Unable connect",
+    "Unable to update metadata",
+    "Unable to request metadata",
+    "Failed fetch messages",
+    "Failed fetch offsets",
+    "Group Coordinator Request failed",
+    "Error sending",
+    "Heartbeat send request failed",
+    "Heartbeat session expired",
+    "LeaveGroup request failed",
+    "OffsetCommit failed before join",
+)
+"""How aiokafka's messages of a broker that is away begin; the first request of a fresh broker's group is among them."""
 
 
 def set_up_logging(service: str, level: str) -> None:
@@ -84,9 +131,11 @@ def set_up_logging(service: str, level: str) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level)
+    # A filter of a logger does not see what the loggers below it hand up; one of the handler sees everything.
+    quiet = _OneOfEach(TOLD_BY_THE_LOG)
+    handler.addFilter(lambda record: not record.name.startswith("aiokafka") or quiet.filter(record))
     for noisy in ("aiokafka", "websockets", "aiohttp.access"):
         logging.getLogger(noisy).setLevel(logging.ERROR if noisy == "aiokafka" else logging.WARNING)
-    logging.getLogger("aiokafka").addFilter(_no_repetition)
 
 
 def quantiles(samples: list[float]) -> dict[str, float]:
@@ -103,10 +152,18 @@ def quantiles(samples: list[float]) -> dict[str, float]:
 class StatsCollector:
     """Turns a runtime's `Stats` into Prometheus families when scraped, so that hot paths pay nothing."""
 
-    def __init__(self, service: str, runtime: ServiceRuntime, fingerprint: str) -> None:
+    def __init__(
+        self,
+        service: str,
+        runtime: ServiceRuntime,
+        fingerprint: str,
+        arrival_latencies_ms: Callable[[], list[float]] | None = None,
+    ) -> None:
+        """`arrival_latencies_ms`: where given, R - E of the newest frames, told as the latency of `exchange`."""
         self._service = service
         self._runtime = runtime
         self._fingerprint = fingerprint
+        self._arrival_latencies_ms = arrival_latencies_ms
 
     def collect(self) -> list[Any]:
         stats: Stats = self._runtime.stats
@@ -118,6 +175,7 @@ class StatsCollector:
             ("progress_markers", "progress markers written", stats.markers_out),
             ("snapshots", "snapshots written", stats.snapshots),
             ("recoveries", "partitions recovered from a snapshot", stats.recoveries),
+            ("broker_losses", "times that all was recovered because the broker had failed", stats.broker_losses),
         ):
             counter = CounterMetricFamily(f"orderflow_{name}", text, labels=["service"])
             counter.add_metric([self._service], value)
@@ -132,18 +190,23 @@ class StatsCollector:
         latency = GaugeMetricFamily(
             "latency_ms", "milliseconds since receipt, at this hop", labels=["service", "quantile"]
         )
-        for quantile, latency_ms in quantiles(stats.latency_samples_ms).items():
-            latency.add_metric([self._service, quantile], latency_ms)
+        for hop, samples in (
+            (self._service, stats.latency_samples_ms),
+            ("exchange", self._arrival_latencies_ms() if self._arrival_latencies_ms else []),
+        ):
+            for quantile, latency_ms in quantiles(samples).items():
+                latency.add_metric([hop, quantile], latency_ms)
         families.append(latency)
         for name, text, gauge_value in (
             ("queue_depth", "records waiting for another input", float(stats.buffered)),
             ("batch_span", "records of the newest batch", float(stats.batch_span)),
             ("orderflow_recovery_sec", "seconds that the newest recovery took", stats.recovery_sec),
             ("orderflow_ready", "1 where the service owns partitions and works", float(self._runtime.ready)),
+            ("orderflow_broker_reachable", "1 where a broker has answered lately", float(self._runtime.log.reachable)),
             (
                 "orderflow_snapshot_age_sec",
-                "seconds since the newest snapshot",
-                time.time() - stats.last_snapshot_at if stats.last_snapshot_at else 0.0,
+                "seconds since the newest snapshot, or since partitions were taken over; 0 where none are owned",
+                time.time() - max(stats.last_snapshot_at, stats.owned_at) if stats.owned_at else 0.0,
             ),
         ):
             gauge = GaugeMetricFamily(name, text, labels=["service"])
@@ -223,6 +286,42 @@ def write_status_file(path: str, content: dict[str, Any]) -> None:
     temporary.replace(target)
 
 
+def instance_of(status_file: str) -> str | None:
+    """Name of the place that a process fills: a supervisor gives each place a status file of its own."""
+    if not status_file:
+        return None
+    place = f"{socket.gethostname()}:{Path(status_file).resolve()}"
+    return hashlib.sha256(place.encode()).hexdigest()[:16]
+
+
+def metrics_content(service: str, registry: CollectorRegistry) -> dict[str, Any]:
+    """Every sample of a registry under its name with its labels, as on `/metrics`."""
+    figures: dict[str, float] = {}
+    for family in registry.collect():
+        for sample in family.samples:
+            labels = ",".join(f'{name}="{value}"' for name, value in sorted(sample.labels.items()))
+            if math.isfinite(sample.value):
+                figures[f"{sample.name}{{{labels}}}" if labels else sample.name] = sample.value
+    at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    return {"at": at, "service": service, "metrics": dict(sorted(figures.items()))}
+
+
+async def keep_metrics_file(path: Path, service: str, registry: CollectorRegistry) -> None:
+    """Write `metrics.json` now and then, and once more when cancelled; a disk that does not take it ends nothing."""
+    failed = False
+    while True:
+        try:
+            await asyncio.sleep(METRICS_FILE_SEC)
+        finally:
+            try:
+                write_status_file(str(path), metrics_content(service, registry))
+                failed = False
+            except OSError as error:
+                if not failed:
+                    logger.warning("%s can't be written: %s; figures are at /metrics", path, error.strerror)
+                failed = True
+
+
 def runtime_status(service: str, runtime: ServiceRuntime) -> dict[str, Any]:
     """What the live view and the drain look at."""
     stats = runtime.stats
@@ -271,13 +370,23 @@ async def serve(name: str, config: Config, topics: tuple[str, ...], needs: tuple
         runtime.kafka_bootstrap,
         client_id=f"orderflow-{name}",
         compression=None if runtime.compression == "none" else runtime.compression,
+        instance=instance_of(runtime.status_file),
+        patience_sec=PATIENCE_SEC,
     )
     pages: Pages | None = None
+    metrics_file: asyncio.Task[None] | None = None
+    if runtime.input_prefix is not None and name == "ingestion":
+        raise ConfigError(
+            f"INPUT_PREFIX is {runtime.input_prefix!r}: ingestion records a journal of its own and reads no other; to compute "
+            "from another's run `python -m services.normaliser`"
+        )
     try:
-        await wait_for_topics(runtime.kafka_bootstrap, runtime.topic_prefix, needs)
+        await wait_for_topics(runtime.kafka_bootstrap, runtime.topic_prefix, (*needs, HOURLY))
         codecs = await codecs_for(registry_client, runtime.topic_prefix, topics)
         await log.start()
         running, registry, status = build(config, log, codecs)
+        if runtime.input_prefix is not None and isinstance(running, ServiceRuntime):
+            await wait_for_topics(runtime.kafka_bootstrap, runtime.input_prefix, running.spec.inputs)
         ProcessCollector(registry=registry)
         pages = Pages(running, registry, status)
         await pages.start(runtime.metrics_host, runtime.metrics_port)
@@ -285,6 +394,8 @@ async def serve(name: str, config: Config, topics: tuple[str, ...], needs: tuple
             runtime.status_file, {"service": name, "pid": os.getpid(), "host": runtime.metrics_host, "port": pages.port}
         )
         logger.info("pages at http://%s:%d", runtime.metrics_host, pages.port)
+        metrics_path = Path(runtime.data_dir) / "metrics" / name / "metrics.json"
+        metrics_file = asyncio.create_task(keep_metrics_file(metrics_path, name, registry))
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, running.stop)
@@ -300,6 +411,9 @@ async def serve(name: str, config: Config, topics: tuple[str, ...], needs: tuple
         await running.run()
         logger.info("stopped")
     finally:
+        if metrics_file is not None:
+            metrics_file.cancel()
+            await asyncio.wait([metrics_file])
         if pages is not None:
             await pages.stop()
         await log.close()
@@ -309,6 +423,7 @@ async def serve(name: str, config: Config, topics: tuple[str, ...], needs: tuple
 def run_service(name: str, topics: tuple[str, ...], needs: tuple[str, ...], build: Build) -> int:
     """The `main` of a service; returns its exit code."""
     try:
+        crash.arm(os.environ)
         config = load()
     except OrderflowError as error:
         set_up_logging(name, "INFO")
@@ -333,6 +448,7 @@ def options_of(config: Config) -> RuntimeOptions:
     """Runtime options of a configuration."""
     return RuntimeOptions(
         prefix=config.runtime.topic_prefix,
+        input_prefix=config.runtime.input_prefix,
         snapshot_sec=config.runtime.snapshot_sec,
         rebuild=config.runtime.state_rebuild,
     )

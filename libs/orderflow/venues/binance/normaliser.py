@@ -3,21 +3,23 @@
 Per symbol and independent of the others: a gap of one symbol resynchronises that symbol alone. Every frame ends as rows,
 as a reject, or in a count of `totals`; nothing is dropped without one of them.
 
-Events (`market.events`): gap, book_synced, book_stale, book_recovered, snapshot_needed, backfill_needed,
-trades_backfilled, trades_lost, duplicates, dropped, unused_frames, stream_silent, stream_resumed, route_down, route_up,
-clock_drift, clock_drift_cleared. `gap` and `trades_lost` raise `gap_count`.
+Events (`market.events`): gap, reconnect, book_synced, book_stale, book_recovered, quote_mismatch, snapshot_needed,
+backfill_needed, trades_backfilled, trades_lost, duplicates, dropped, unused_frames, stream_silent, stream_resumed,
+route_down, route_up, clock_drift, clock_drift_cleared. `trades_lost` raises `gap_count`, and so does a `gap` that is
+not of trades alone: those are proved by their ids.
 """
 
 from __future__ import annotations
 
 from bisect import insort
+from collections import deque
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any, ClassVar, Final, Literal, TypeAlias
+from typing import Annotated, Any, ClassVar, Final, Literal, NamedTuple, TypeAlias
 
 import msgspec
 from msgspec import Meta, Struct
 
-from orderflow.microstructure.book import LocalBook
+from orderflow.microstructure.book import BookStatus, LocalBook
 from orderflow.microstructure.side import SideClassifier, SideConfig
 from orderflow.processor import Emit, Record
 from orderflow.topics import EVENTS, JOURNAL, REJECTS, ROWS, TICKS
@@ -39,7 +41,9 @@ from orderflow.venues.binance.frames import (
     decode_server_time,
     decode_snapshot,
 )
-from orderflow.venues.binance.streams import KNOWN_KINDS, parse_stream
+from orderflow.venues.binance.oracle import Claim, Quote, QuoteOracle
+from orderflow.venues.binance.silence import Span, StreamWatch, span_of
+from orderflow.venues.binance.streams import DEPTH_STREAM, KNOWN_KINDS, Route, parse_stream
 from orderflow.venues.binance.trades import HeldTrade, TradeSequence
 
 REJECT_REASONS: Final[dict[str, str]] = {
@@ -57,6 +61,7 @@ REJECT_REASONS: Final[dict[str, str]] = {
     "not_a_trade": "a trade of kind NA: an id that was spent without a fill",
     "symbol_mismatch": "the stream is of another symbol than its data",
     "too_many_symbols": "one more symbol than this partition keeps",
+    "ts_ahead": "T lies further ahead of both E and the receive time than the tolerance",
     "ts_regression": "T lies further back within one symbol's stream than the tolerance",
     "type_mismatch": "the stream is of another type than its data",
     "unknown_kind": "a journal record of a kind that this version does not know",
@@ -69,6 +74,14 @@ _NAME_END: Final = _PREFIX_LENGTH + 128
 _NS_PER_MS: Final = 1_000_000
 _HUGE: Final = 1e300
 _DETAIL_LENGTH: Final = 240
+_LATENCY_SAMPLES: Final = 1024
+_TALLY_CAUSES: Final = 100
+_MOST: Final = 2**63 - 1
+_WATCH_NS: Final = 1_000_000_000
+"""Streams are looked at once in so much of the tick clock."""
+_PAUSE_NS: Final = 5_000_000_000
+"""Where ticks pause for longer (a restart, a jump of the clock), the pause says nothing about any stream."""
+_LONGEST_ORACLE_PAUSE_MS: Final = 3_600_000
 _REGRESSIONS_BEFORE_BELIEF: Final = 100
 """So many frames in a row that lie behind the newest T show that it was T which was wrong."""
 _KINDS_REFUSED: Final = {"INSURANCE_FUND": "insurance_fund", "NA": "not_a_trade"}
@@ -97,6 +110,10 @@ _META: Final = {
 }
 _STALE: Final = _META[False, False, True]
 
+_UNPROVEN_LOSS: Final = frozenset({"disconnected", "resubscribed"})
+"""Reasons of a gap after which the next diff's `pu` shows whether diffs were missed."""
+_ROUTES: Final[dict[str, Route]] = {"aggTrade": "market", "bookTicker": "public", "depth": "public"}
+
 Milliseconds: TypeAlias = Annotated[int, Meta(ge=1, le=3_600_000)]
 
 
@@ -107,7 +124,7 @@ class NormaliserConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     depth_stream: Annotated[
         Literal["depth", "depth@100ms", "depth@500ms"],
         Meta(description="the stream that books are kept from; each speed has its own chain of ids"),
-    ] = "depth@100ms"
+    ] = DEPTH_STREAM
     max_levels: Annotated[int, Meta(ge=100, le=100_000, description="levels kept a side; deeper ones are pruned")] = (
         5000
     )
@@ -116,7 +133,8 @@ class NormaliserConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     ] = 1000
     max_symbols: Annotated[int, Meta(ge=1, le=100_000, description="symbols kept per partition")] = 2000
     ts_tolerance_ms: Annotated[
-        int, Meta(ge=0, le=3_600_000, description="how far T may go back within one symbol's stream")
+        int,
+        Meta(ge=0, le=3_600_000, description="how far T may go back within a symbol's stream, or lie ahead of E and R"),
     ] = 1000
     stale_ms: Annotated[
         int, Meta(ge=1, le=3_600_000, description="latency above which a row is marked stale, and passes")
@@ -130,11 +148,35 @@ class NormaliserConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     request_interval_ms: Annotated[
         int, Meta(ge=100, le=60_000, description="shortest time between requests for one symbol")
     ] = 1000
+    request_interval_most_ms: Annotated[
+        int, Meta(ge=100, le=600_000, description="the time between requests for a snapshot doubles up to this")
+    ] = 16_000
+    backfill_after_ms: Annotated[
+        int, Meta(ge=0, le=60_000, description="trades that are missing for so long are asked for")
+    ] = 200
     snapshot_wait_ms: Annotated[
         Milliseconds, Meta(description="how long a snapshot ahead of the diffs waits for its bracket")
     ] = 10_000
     report_ms: Annotated[Milliseconds, Meta(description="time between reports of counts")] = 10_000
-    silence_ms: Annotated[Milliseconds, Meta(description="without a frame for so long a stream is silent")] = 60_000
+    silence_intervals: Annotated[
+        int, Meta(ge=2, le=1000, description="a stream is silent after so many of its mean intervals without a frame")
+    ] = 20
+    silence_least_ms: Annotated[Milliseconds, Meta(description="no stream is called silent sooner")] = 10_000
+    silence_most_ms: Annotated[
+        int, Meta(ge=1, le=86_400_000, description="every stream is called silent after so long")
+    ] = 3_600_000
+    first_data_ms: Annotated[
+        Milliseconds, Meta(description="a symbol's bookTicker or depth that has never spoken is silent after so long")
+    ] = 60_000
+    first_trade_ms: Annotated[
+        Milliseconds, Meta(description="a symbol's aggTrade that has never spoken is silent after so long")
+    ] = 300_000
+    mismatches_before_resync: Annotated[
+        int, Meta(ge=0, le=1000, description="quotes in a row that disagree with the book; 0 only reports them")
+    ] = 3
+    oracle_pause_ms: Annotated[
+        Milliseconds, Meta(description="shortest time between resyncs by disagreeing quotes; doubles up to an hour")
+    ] = 60_000
     clock_drift_ms: Annotated[
         int, Meta(ge=1, le=60_000, description="|receive time - server time| that is reported")
     ] = 200
@@ -148,10 +190,12 @@ class NormaliserConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=
                 f"snapshot_wait_ms is {self.snapshot_wait_ms}: "
                 f"it must be at least request_interval_ms, {self.request_interval_ms}"
             )
-        if self.silence_ms < self.book_stale_ms:
-            raise ValueError(
-                f"silence_ms is {self.silence_ms}: it must be at least book_stale_ms, {self.book_stale_ms}"
-            )
+        for name, least, most in (
+            ("request_interval", self.request_interval_ms, self.request_interval_most_ms),
+            ("silence", self.silence_least_ms, self.silence_most_ms),
+        ):
+            if most < least:
+                raise ValueError(f"{name}_most_ms is {most}: it must be at least {least}, the least that is set for it")
 
 
 class _EventTime(Struct):
@@ -185,10 +229,23 @@ class _Values(Struct):
     quote_recv_ns: int = 0
     trade_recv_ns: int = 0
     depth_recv_ns: int = 0
-    silent: list[str] = []
+    since_ns: int = 0
+    """Clock at which the symbol was first watched."""
+    trade_watch: StreamWatch = msgspec.field(default_factory=StreamWatch)
+    quote_watch: StreamWatch = msgspec.field(default_factory=StreamWatch)
+    depth_watch: StreamWatch = msgspec.field(default_factory=StreamWatch)
+    oracle: QuoteOracle = msgspec.field(default_factory=QuoteOracle)
+    mismatches: int = 0
+    """Not yet told by an event."""
+    mismatch_told_ns: int = 0
+    oracle_resyncs: int = 0
+    """Without a pause of two hours between them."""
+    oracle_resync_ns: int = 0
     trades: TradeSequence = msgspec.field(default_factory=TradeSequence)
     snapshot_why: str = "first_diff"
     snapshot_asked_ns: int = 0
+    snapshot_asks: int = 0
+    """Since the last answer."""
     pending_since_ns: int = 0
     counts: dict[str, int] = {}
     """Since the last report."""
@@ -214,6 +271,44 @@ class _Symbol:
         self.values = _Values()
 
 
+class SymbolFigures(NamedTuple):
+    """How one symbol stands."""
+
+    symbol: str
+    book_state: BookStatus
+    silent: tuple[str, ...]
+    skew_ms: int | None
+    """T of the newest depth frame less T of the newest trade; None until both have come."""
+    oracle_checked: int
+    oracle_failed: int
+    oracle_skipped: int
+    oracle_waiting: int
+
+
+def _figures_of(state: _Symbol) -> SymbolFigures:
+    values = state.values
+    depth_ts_ms, trade_ts_ms, oracle = values.depth_time.ts_ms, values.trade_time.ts_ms, values.oracle
+    return SymbolFigures(
+        state.name,
+        state.book.state,
+        tuple(stream for stream, _, watch in _streams_of(values) if watch.silent),
+        depth_ts_ms - trade_ts_ms if depth_ts_ms and trade_ts_ms else None,
+        oracle.checked,
+        oracle.failed,
+        oracle.skipped,
+        len(oracle.claims),
+    )
+
+
+def _streams_of(values: _Values) -> tuple[tuple[str, int, StreamWatch], ...]:
+    """(stream, receive time of its newest frame, its watch)."""
+    return (
+        ("aggTrade", values.trade_recv_ns, values.trade_watch),
+        ("bookTicker", values.quote_recv_ns, values.quote_watch),
+        ("depth", values.depth_recv_ns, values.depth_watch),
+    )
+
+
 class _Common(Struct):
     """State that belongs to no symbol."""
 
@@ -221,9 +316,16 @@ class _Common(Struct):
     reported_ns: int = 0
     routes: dict[str, str] = {}
     drifting: bool = False
+    drift_ms: int | None = None
     unused: dict[str, int] = {}
     """Frames by kind since the last report."""
     totals: dict[str, int] = {}
+    tallies: dict[str, dict[str, int]] = {}
+    """What has happened in this session, by cause; for metrics."""
+    watched_ns: int = 0
+    watch_span_ns: int = 0
+    audible_ns: dict[str, int] = {}
+    """Per route: clock from which a silence counts; moved on while the route is down."""
 
 
 class _TickTimes(Struct):
@@ -240,6 +342,15 @@ class _TickPayload(Struct):
 class _GapPayload(Struct):
     reason: str = "unknown"
     streams: list[str] = []
+    frames: Id | None = None
+    ranges: list[tuple[Id, Id]] | None = None
+    hull: bool = False
+
+    def lacks(self, kind: str, route: str) -> bool:
+        """Whether frames of a kind may be missing; a record without streams is of all that its route carries."""
+        if self.streams:
+            return any(kind in stream.split("@") for stream in self.streams)
+        return route in ("", _ROUTES[kind])
 
 
 _decode_tick = msgspec.json.Decoder(_TickPayload).decode
@@ -267,6 +378,9 @@ class NormaliserProcessor:
         self._common = _Common()
         self._tolerance_ms = config.ts_tolerance_ms
         self._stale_ms = config.stale_ms
+        self.latencies_ms: deque[int] = deque(maxlen=_LATENCY_SAMPLES)
+        """R - E of the newest rows; for metrics alone, so no part of the state."""
+        self._note_latency = self.latencies_ms.append
         self._handlers: dict[str, _Handler] = {
             "aggTrade": self._on_trade,
             "bookTicker": self._on_quote,
@@ -298,9 +412,23 @@ class NormaliserProcessor:
         return dict(sorted(self._common.totals.items()))
 
     @property
+    def tallies(self) -> dict[str, dict[str, int]]:
+        """What has happened in this session, by cause: rejects, gaps, resyncs, events, trades, frames."""
+        return {name: dict(sorted(counts.items())) for name, counts in sorted(self._common.tallies.items())}
+
+    @property
+    def drift_ms(self) -> int | None:
+        """The newest receive time less server time; None before the first."""
+        return self._common.drift_ms
+
+    @property
     def symbols(self) -> tuple[str, ...]:
         """Symbols seen in this session."""
         return tuple(self._sorted)
+
+    def symbol_figures(self) -> list[SymbolFigures]:
+        """How each symbol stands, in order of their names."""
+        return [_figures_of(self._symbols[name]) for name in self._sorted]
 
     def step(self, topic: str, record: Record) -> list[Emit]:
         """Take one journal record."""
@@ -309,7 +437,7 @@ class NormaliserProcessor:
             return self._frame(record)
         handler = self._kinds.get(kind)
         if handler is None:
-            return [_reject(record, record["symbol"], None, "unknown_kind", f"kind is {kind!r}")]
+            return [self._reject(record, record["symbol"], None, "unknown_kind", f"kind is {kind!r}")]
         return handler(record)
 
     def snapshot(self) -> dict[str, bytes]:
@@ -356,14 +484,17 @@ class NormaliserProcessor:
         try:
             envelope = decode_envelope(payload)
         except UNDECODABLE as error:
-            return [_undecodable(record, record["symbol"], None, error)]
+            self._quote_may_be_lost(record["symbol"])
+            return [self._undecodable(record, record["symbol"], None, error)]
         if envelope.stream is None:
             if envelope.is_reply:
                 return self._pass_over("reply")
-            return [_reject(record, record["symbol"], None, "missing_stream", "neither a stream nor a reply")]
+            self._quote_may_be_lost(record["symbol"])
+            return [self._reject(record, record["symbol"], None, "missing_stream", "neither a stream nor a reply")]
         name = parse_stream(envelope.stream)
         if name.kind not in KNOWN_KINDS:
-            return [_reject(record, name.symbol, None, "unknown_stream", f"stream is {envelope.stream!r}")]
+            self._quote_may_be_lost(record["symbol"])
+            return [self._reject(record, name.symbol, None, "unknown_stream", f"stream is {envelope.stream!r}")]
         handler = self._handlers.get(name.kind)
         if handler is None or name.symbol is None or (name.kind == "depth" and name.stream != self.config.depth_stream):
             return self._pass_over("unused", name.kind)
@@ -379,32 +510,47 @@ class NormaliserProcessor:
         try:
             quote = decode_book_ticker(record["payload"]).data
         except UNDECODABLE as error:
-            return [_undecodable(record, symbol, "bookTicker", error)]
+            self._quote_may_be_lost(symbol)
+            return [self._undecodable(record, symbol, "bookTicker", error)]
         if quote.symbol != symbol or (quote.event != "bookTicker" and quote.event):
-            return [_mismatch(record, symbol, "bookTicker", quote.symbol, quote.event)]
+            self._quote_may_be_lost(symbol)
+            return [self._mismatch(record, symbol, "bookTicker", quote.symbol, quote.event)]
         state = self._symbols.get(symbol) or self._add(symbol)
         if state is None:
             return [self._one_too_many(record, symbol, "bookTicker")]
         values, ts_ms, update_id = state.values, quote.ts_ms, quote.update_id
         repeated = update_id <= values.quote_update_id
         if repeated and ts_ms <= values.quote_time.ts_ms + self._tolerance_ms:
+            values.oracle.lose_late_quote(update_id)
             return self._count(state, "quote_duplicate")
         bid, bid_qty, ask, ask_qty = quote.bid, quote.bid_qty, quote.ask, quote.ask_qty
         if not (0.0 < bid < ask < _HUGE and 0.0 < bid_qty < _HUGE and 0.0 < ask_qty < _HUGE):
-            return [_bad_quote(record, symbol, bid, bid_qty, ask, ask_qty)]
+            values.oracle.lose_quote()
+            return [self._bad_quote(record, symbol, bid, bid_qty, ask, ask_qty)]
+        event_ts_ms = quote.event_ts_ms
+        if event_ts_ms is not None and ts_ms > event_ts_ms and self._is_ahead(ts_ms, event_ts_ms, record):
+            values.oracle.lose_quote()
+            return [self._reject(record, symbol, "bookTicker", *_ahead(ts_ms, event_ts_ms))]
         if not values.quote_time.admit(ts_ms, self._tolerance_ms):
-            return [_regression(record, symbol, "bookTicker", ts_ms, values.quote_time)]
+            values.oracle.lose_quote()
+            return [self._regression(record, symbol, "bookTicker", ts_ms, values.quote_time)]
         emits: list[Emit] = []
         if repeated:
             meta = {"update_id": update_id, "last_update_id": values.quote_update_id}
             emits.append(self._gap(state, record, ts_ms, "quote_ids_went_back", meta))
+            values.oracle.restart()
         values.quote_update_id = update_id
+        wrong = values.oracle.add_quote((update_id, bid, bid_qty, ask, ask_qty))
+        if wrong:
+            self._book_is_wrong(state, record, ts_ms, wrong, emits)
         recv_ts_ns = record["recv_ts_ns"]
         values.quote_recv_ns = recv_ts_ns
         state.side.on_quote(ts_ms, bid, ask)
-        event_ts_ms = quote.event_ts_ms
         recv_ts_ms = recv_ts_ns // _NS_PER_MS
-        latency_ms = None if event_ts_ms is None else recv_ts_ms - event_ts_ms
+        latency_ms = None
+        if event_ts_ms is not None:
+            latency_ms = recv_ts_ms - event_ts_ms
+            self._note_latency(latency_ms)
         row = {
             "src": "bookTicker",
             "symbol": symbol,
@@ -440,11 +586,11 @@ class NormaliserProcessor:
         try:
             diff = decode_depth(record["payload"]).data
         except UNDECODABLE as error:
-            return [_undecodable(record, symbol, "depth", error)]
+            return [self._undecodable(record, symbol, "depth", error)]
         if diff.symbol != symbol or (diff.event != "depthUpdate" and diff.event):
-            return [_mismatch(record, symbol, "depth", diff.symbol, diff.event)]
+            return [self._mismatch(record, symbol, "depth", diff.symbol, diff.event)]
         if diff.first_id > diff.final_id:
-            return [_reject(record, symbol, "depth", "bad_ids", f"U is {diff.first_id}, above u, {diff.final_id}")]
+            return [self._reject(record, symbol, "depth", "bad_ids", f"U is {diff.first_id}, above u, {diff.final_id}")]
         state = self._symbols.get(symbol) or self._add(symbol)
         if state is None:
             return [self._one_too_many(record, symbol, "depth")]
@@ -452,21 +598,26 @@ class NormaliserProcessor:
         repeated = book.seen(diff.final_id)
         if repeated and ts_ms <= values.depth_time.ts_ms + self._tolerance_ms:
             return self._count(state, "diff_duplicate")
+        event_ts_ms = diff.event_ts_ms
+        if event_ts_ms is not None and ts_ms > event_ts_ms and self._is_ahead(ts_ms, event_ts_ms, record):
+            return [self._reject(record, symbol, "depth", *_ahead(ts_ms, event_ts_ms))]
         if not values.depth_time.admit(ts_ms, self._tolerance_ms):
-            return [_regression(record, symbol, "depth", ts_ms, values.depth_time)]
+            return [self._regression(record, symbol, "depth", ts_ms, values.depth_time)]
         values.depth_recv_ns = record["recv_ts_ns"]
         emits: list[Emit] = []
         if repeated:
             meta = {"last_u": book.last_update_id, "U": diff.first_id, "u": diff.final_id}
             emits.append(self._gap(state, record, ts_ms, "update_ids_went_back", meta))
-            values.snapshot_why = "update_ids_went_back"
-            book.resync()
+            self._resync(state, "update_ids_went_back")
+            values.oracle.restart()
         was_stale, last_id = book.state == "stale", book.last_update_id
         outcome = book.apply_diff(diff.first_id, diff.final_id, diff.prev_id, diff.bids, diff.asks)
         if outcome == "applied":
-            if was_stale:
+            if self._is_distrusted(values):
+                book.mark_stale()
+            elif was_stale:
                 emits.append(self._event(symbol, "book_recovered", ts_ms, record, {"u": diff.final_id}))
-            emits.append(self._depth_row(state, record, diff))
+            self._depth_row(state, record, diff, emits)
             return emits
         self._diff_not_chained(state, record, diff, outcome, last_id, emits)
         return emits
@@ -479,29 +630,37 @@ class NormaliserProcessor:
         ids = {"last_u": last_id, "pu": diff.prev_id, "U": diff.first_id, "u": diff.final_id}
         if outcome == "synced":
             emits.append(self._synced(state, record, ts_ms))
-            emits.append(self._depth_row(state, record, diff))
+            self._depth_row(state, record, diff, emits)
             return
+        if last_id >= 0:
+            self._tally("resyncs", "crossed_book" if outcome == "crossed" else "pu_mismatch")
         if outcome == "crossed":
-            state.values.snapshot_why = "crossed_book"
-            emits.append(_reject(record, state.name, "depth", "crossed_book", f"after the diff ending at {ids['u']}"))
+            self._snapshot_for(state, "crossed_book")
+            emits.append(
+                self._reject(record, state.name, "depth", "crossed_book", f"after the diff ending at {ids['u']}")
+            )
             emits.append(self._gap(state, record, ts_ms, "crossed_book", ids))
         else:
             self._count(state, "diff_buffered")
         if outcome == "gap":
-            state.values.snapshot_why = "pu_mismatch"
+            self._snapshot_for(state, "pu_mismatch")
             emits.append(self._gap(state, record, ts_ms, "pu_mismatch", ids))
         elif outcome == "snapshot_too_old":
-            state.values.snapshot_why = "snapshot_too_old"
+            self._snapshot_for(state, "snapshot_too_old")
         self._ask_snapshot(state, record, ts_ms, emits)
 
-    def _depth_row(self, state: _Symbol, record: Record, diff: DepthUpdate) -> Emit:
+    def _depth_row(self, state: _Symbol, record: Record, diff: DepthUpdate, emits: list[Emit]) -> None:
+        """The row of an applied diff; the best of the book after it is held against the quotes."""
         book = state.book
         bid_px, bid_qtys, ask_px, ask_qtys = book.top(self.config.top_k)
         bid, bid_qty = (bid_px[0], bid_qtys[0]) if bid_px else (None, None)
         ask, ask_qty = (ask_px[0], ask_qtys[0]) if ask_px else (None, None)
         event_ts_ms = diff.event_ts_ms
         recv_ts_ms = record["recv_ts_ns"] // _NS_PER_MS
-        latency_ms = None if event_ts_ms is None else recv_ts_ms - event_ts_ms
+        latency_ms = None
+        if event_ts_ms is not None:
+            latency_ms = recv_ts_ms - event_ts_ms
+            self._note_latency(latency_ms)
         row = {
             "src": "depth",
             "symbol": state.name,
@@ -528,21 +687,93 @@ class NormaliserProcessor:
             "latency_ms": latency_ms,
             "meta": _STALE if latency_ms is not None and latency_ms > self._stale_ms else None,
         }
-        return ROWS, state.name, row
+        emits.append((ROWS, state.name, row))
+        claim = (diff.final_id, bid, bid_qty, ask, ask_qty)
+        quote = state.values.oracle.add_claim(claim)
+        if quote is not None:
+            self._book_is_wrong(state, record, diff.ts_ms, [(claim, quote)], emits)
+
+    # -- the book against the quotes ------------------------------------------------------------------------------
+
+    def _is_distrusted(self, values: _Values) -> bool:
+        limit = self.config.mismatches_before_resync
+        return limit > 0 and values.oracle.failed_in_row >= limit
+
+    def _book_is_wrong(
+        self, state: _Symbol, record: Record, ts_ms: int, wrong: list[tuple[Claim, Quote]], emits: list[Emit]
+    ) -> None:
+        """Quotes disagree with the book: say so, and after some in a row begin it anew, ever less often."""
+        values, now_ns = state.values, self._now_ns(record)
+        values.mismatches += len(wrong)
+        if not values.mismatch_told_ns or not 0 <= now_ns - values.mismatch_told_ns < self._request_ns:
+            claim, quote = wrong[-1]
+            meta = {
+                "u": claim[0],
+                "book": claim[1:],
+                "quote_update_id": quote[0],
+                "quote": quote[1:],
+                "mismatches": values.mismatches,
+                "in_row": values.oracle.failed_in_row,
+            }
+            emits.append(self._event(state.name, "quote_mismatch", ts_ms, record, meta))
+            values.mismatches, values.mismatch_told_ns = 0, now_ns
+        if not self._is_distrusted(values) or state.book.state not in ("synced", "stale"):
+            return
+        since_ns = now_ns - values.oracle_resync_ns
+        if values.oracle_resync_ns and 0 <= since_ns < self._oracle_pause_ns(values):
+            if state.book.state == "synced":
+                state.book.mark_stale()
+                meta = {"why": "quote_mismatch", "age_ms": 0}
+                emits.append(self._event(state.name, "book_stale", ts_ms, record, meta))
+            return
+        if since_ns > 2 * _LONGEST_ORACLE_PAUSE_MS * _NS_PER_MS:
+            values.oracle_resyncs = 0
+        values.oracle_resyncs += 1
+        values.oracle_resync_ns = now_ns
+        self._resync(state, "quote_mismatch")
+        values.oracle.restart()
+        emits.append(self._gap(state, record, ts_ms, "quote_mismatch", {"resyncs": values.oracle_resyncs}))
+
+    def _oracle_pause_ns(self, values: _Values) -> int:
+        doubled_ms = self.config.oracle_pause_ms << min(max(values.oracle_resyncs - 1, 0), 16)
+        return min(doubled_ms, max(_LONGEST_ORACLE_PAUSE_MS, self.config.oracle_pause_ms)) * _NS_PER_MS
+
+    def _quote_may_be_lost(self, symbol: str | None) -> None:
+        """A frame that can't be read may have been a quote: of its symbol, or of any where that is not known."""
+        for name in self._sorted if symbol is None else (symbol,):
+            state = self._symbols.get(name)
+            if state is not None:
+                state.values.oracle.lose_quote()
+
+    # -- snapshots ------------------------------------------------------------------------------------------------
+
+    def _resync(self, state: _Symbol, why: str) -> None:
+        """Drop the book."""
+        if state.book.state in ("synced", "stale"):
+            self._tally("resyncs", why)
+        state.book.resync()
+        self._snapshot_for(state, why)
+
+    def _snapshot_for(self, state: _Symbol, why: str) -> None:
+        """A snapshot is wanted for another reason than before: what was asked in vain counts no longer."""
+        if why != state.values.snapshot_why:
+            state.values.snapshot_why = why
+            state.values.snapshot_asks = 0
 
     def _snapshot_arrived(self, record: Record) -> list[Emit]:
         try:
             snapshot = decode_snapshot(record["payload"])
         except UNDECODABLE as error:
-            return [_undecodable(record, record["symbol"], "snapshot", error)]
+            return [self._undecodable(record, record["symbol"], "snapshot", error)]
         symbol = record["symbol"] or snapshot.symbol
         if not symbol:
-            return [_reject(record, None, "snapshot", "missing_field", "a snapshot without a symbol")]
+            return [self._reject(record, None, "snapshot", "missing_field", "a snapshot without a symbol")]
         state = self._symbols.get(symbol) or self._add(symbol)
         if state is None:
             return [self._one_too_many(record, symbol, "snapshot")]
         ts_ms = snapshot.ts_ms or record["recv_ts_ns"] // _NS_PER_MS
         emits: list[Emit] = []
+        state.values.snapshot_asks = 0
         outcome = state.book.apply_snapshot(snapshot.last_update_id, snapshot.bids, snapshot.asks)
         if outcome == "synced":
             emits.append(self._synced(state, record, ts_ms))
@@ -552,10 +783,10 @@ class NormaliserProcessor:
             self._count(state, "snapshot_ignored")
         elif outcome == "crossed":
             detail = f"snapshot with lastUpdateId {snapshot.last_update_id}"
-            emits.append(_reject(record, symbol, "snapshot", "crossed_book", detail))
-            state.values.snapshot_why = "crossed_book"
+            emits.append(self._reject(record, symbol, "snapshot", "crossed_book", detail))
+            self._snapshot_for(state, "crossed_book")
         else:
-            state.values.snapshot_why = "snapshot_too_old"
+            self._snapshot_for(state, "snapshot_too_old")
         self._ask_snapshot(state, record, ts_ms, emits)
         return emits
 
@@ -567,14 +798,17 @@ class NormaliserProcessor:
         return self._event(state.name, "book_synced", ts_ms, record, meta)
 
     def _ask_snapshot(self, state: _Symbol, record: Record, ts_ms: int, emits: list[Emit]) -> None:
-        """Ask for a snapshot where only that helps, at most once per interval."""
+        """Ask for a snapshot where only that helps, at most once per interval, which doubles while none comes."""
         values, book = state.values, state.book
         if not book.wants_snapshot:
             return
         now_ns = self._now_ns(record)
-        if values.snapshot_asked_ns and 0 <= now_ns - values.snapshot_asked_ns < self._request_ns:
+        doubled_ms = self.config.request_interval_ms << min(max(values.snapshot_asks - 1, 0), 20)
+        interval_ns = min(doubled_ms, self.config.request_interval_most_ms) * _NS_PER_MS
+        if values.snapshot_asked_ns and 0 <= now_ns - values.snapshot_asked_ns < interval_ns:
             return
         values.snapshot_asked_ns = now_ns
+        values.snapshot_asks += 1
         meta = {"why": values.snapshot_why, "want_update_id": book.wanted_update_id, "buffered": book.buffered}
         emits.append(self._event(state.name, "snapshot_needed", ts_ms, record, meta))
 
@@ -584,21 +818,24 @@ class NormaliserProcessor:
         try:
             trade = decode_agg_trade(record["payload"]).data
         except UNDECODABLE as error:
-            return [_undecodable(record, symbol, "aggTrade", error)]
+            return [self._undecodable(record, symbol, "aggTrade", error)]
         if trade.symbol != symbol or (trade.event != "aggTrade" and trade.event):
-            return [_mismatch(record, symbol, "aggTrade", trade.symbol, trade.event)]
+            return [self._mismatch(record, symbol, "aggTrade", trade.symbol, trade.event)]
         state = self._symbols.get(symbol) or self._add(symbol)
         if state is None:
             return [self._one_too_many(record, symbol, "aggTrade")]
         values = state.values
         values.trade_recv_ns = record["recv_ts_ns"]
         refusal = _trade_refusal(trade)
+        event_ts_ms = trade.event_ts_ms
+        if event_ts_ms is not None and trade.ts_ms > event_ts_ms and self._is_ahead(trade.ts_ms, event_ts_ms, record):
+            refusal = refusal or _ahead(trade.ts_ms, event_ts_ms)
         sequence = values.trades
         if trade.agg_trade_id != sequence.next_id or sequence.held or refusal is not None:
             return self._trade_out_of_line(state, record, trade, refusal)
         sequence.next_id += 1
         if not values.trade_time.admit(trade.ts_ms, self._tolerance_ms):
-            return [_regression(record, symbol, "aggTrade", trade.ts_ms, values.trade_time)]
+            return [self._regression(record, symbol, "aggTrade", trade.ts_ms, values.trade_time)]
         recv_ts_ms = record["recv_ts_ns"] // _NS_PER_MS
         return [
             self._trade_row(
@@ -629,7 +866,7 @@ class NormaliserProcessor:
             emits.append(self._gap(state, record, trade.ts_ms, "trade_ids_went_back", meta))
             sequence.restart(number)
         if refusal is not None:
-            emits.append(_reject(record, state.name, "aggTrade", *refusal))
+            emits.append(self._reject(record, state.name, "aggTrade", *refusal))
             # Its id is spent, unless it lies so far ahead that the id itself is in doubt.
             if position == "first" or number - sequence.next_id > self.config.dedup_lru:
                 return emits
@@ -651,10 +888,9 @@ class NormaliserProcessor:
         )
         self._let_go(state, record, sequence.ready(), emits, number)
         if len(sequence.held) > self.config.dedup_lru:
-            self._give_up(state, record, trade.ts_ms, max(sequence.held), emits)
+            self._give_up(state, record, trade.ts_ms, max(sequence.held), emits, number)
         if len(sequence.held) > waiting and refusal is None:
             self._count(state, "trade_held")
-        self._ask_backfill(state, record, trade.ts_ms, emits)
         return emits
 
     def _let_go(
@@ -672,7 +908,7 @@ class NormaliserProcessor:
                     "payload": trade.payload,
                     "symbol": state.name,
                 }
-                emits.append(_regression(source, state.name, "aggTrade", trade.ts_ms, values.trade_time))
+                emits.append(self._regression(source, state.name, "aggTrade", trade.ts_ms, values.trade_time))
                 continue
             emits.append(
                 self._trade_row(
@@ -693,21 +929,21 @@ class NormaliserProcessor:
             emits.append(self._event(state.name, "trades_backfilled", ts_ms, record, {"trades": sequence.filled}))
             sequence.filled = 0
 
-    def _give_up(self, state: _Symbol, record: Record, ts_ms: int, up_to_id: int, emits: list[Emit]) -> None:
+    def _give_up(
+        self, state: _Symbol, record: Record, ts_ms: int, up_to_id: int, emits: list[Emit], current: int = -1
+    ) -> None:
         """Stop waiting for what is missing below `up_to_id`: say which ids are lost, let the rest go."""
         losses, trades = state.values.trades.give_up(up_to_id)
         if losses:
             state.values.gap_count += 1
-            meta = {
-                "ranges": losses,
-                "trades": sum(high - low + 1 for low, high in losses),
-                "gap_count": state.values.gap_count,
-            }
+            lost = sum(high - low + 1 for low, high in losses)
+            meta = {"ranges": losses, "trades": lost, "gap_count": state.values.gap_count}
+            self._tally("trades", "lost", lost)
             emits.append(self._event(state.name, "trades_lost", ts_ms, record, meta))
-        self._let_go(state, record, trades, emits)
+        self._let_go(state, record, trades, emits, current)
 
     def _ask_backfill(self, state: _Symbol, record: Record, ts_ms: int, emits: list[Emit]) -> None:
-        """Ask for the first ids that are missing: at once, and again per interval while they are."""
+        """Ask for the first ids that are missing, and again per interval while they are."""
         sequence = state.values.trades
         if not sequence.held:
             return
@@ -725,9 +961,9 @@ class NormaliserProcessor:
         try:
             trades = decode_rest_agg_trades(record["payload"])
         except UNDECODABLE as error:
-            return [_undecodable(record, symbol, "backfill", error)]
+            return [self._undecodable(record, symbol, "backfill", error)]
         if not symbol:
-            return [_reject(record, None, "backfill", "missing_field", "a backfill without a symbol")]
+            return [self._reject(record, None, "backfill", "missing_field", "a backfill without a symbol")]
         state = self._symbols.get(symbol)
         if state is None:
             return self._pass_over("backfill_surplus")
@@ -743,9 +979,11 @@ class NormaliserProcessor:
                 continue
             refusal = _trade_refusal(trade)
             if refusal is not None:
-                emits.append(_reject(record, symbol, "backfill", *refusal))
+                emits.append(self._reject(record, symbol, "backfill", *refusal))
             sequence.held[number] = self._backfilled(record, trade, refused=refusal is not None)
-            sequence.filled += refusal is None
+            if refusal is None:
+                sequence.filled += 1
+                self._tally("trades", "backfilled")
         ts_ms = state.values.trade_time.ts_ms
         self._let_go(state, record, sequence.ready(), emits)
         self._ask_backfill(state, record, ts_ms, emits)
@@ -780,7 +1018,10 @@ class NormaliserProcessor:
     ) -> Emit:
         """`flags`: backfilled, held."""
         side, side_source = state.side.classify(ts_ms, price, buyer_is_maker)
-        latency_ms = None if event_ts_ms is None else recv_ts_ms - event_ts_ms
+        latency_ms = None
+        if event_ts_ms is not None:
+            latency_ms = recv_ts_ms - event_ts_ms
+            self._note_latency(latency_ms)
         row = {
             "src": "aggTrade",
             "symbol": state.name,
@@ -815,11 +1056,11 @@ class NormaliserProcessor:
         try:
             mark = decode_mark_price(record["payload"]).data
         except UNDECODABLE as error:
-            return [_undecodable(record, symbol, "markPrice", error)]
+            return [self._undecodable(record, symbol, "markPrice", error)]
         if mark.symbol != symbol or (mark.event != "markPriceUpdate" and mark.event):
-            return [_mismatch(record, symbol, "markPrice", mark.symbol, mark.event)]
+            return [self._mismatch(record, symbol, "markPrice", mark.symbol, mark.event)]
         if not 0.0 < mark.mark_price < _HUGE:
-            return [_reject(record, symbol, "markPrice", "bad_price", f"p is {mark.mark_price}")]
+            return [self._reject(record, symbol, "markPrice", "bad_price", f"p is {mark.mark_price}")]
         state = self._symbols.get(symbol) or self._add(symbol)
         if state is None:
             return [self._one_too_many(record, symbol, "markPrice")]
@@ -836,15 +1077,15 @@ class NormaliserProcessor:
         try:
             data = decode_force_order(record["payload"]).data
         except UNDECODABLE as error:
-            return [_undecodable(record, symbol, "forceOrder", error)]
+            return [self._undecodable(record, symbol, "forceOrder", error)]
         order = data.order
         if order.symbol != symbol or (data.event != "forceOrder" and data.event):
-            return [_mismatch(record, symbol, "forceOrder", order.symbol, data.event)]
+            return [self._mismatch(record, symbol, "forceOrder", order.symbol, data.event)]
         price, qty = _liquidation(order)
         if not 0.0 < price < _HUGE:
-            return [_reject(record, symbol, "forceOrder", "bad_price", f"p is {order.price}")]
+            return [self._reject(record, symbol, "forceOrder", "bad_price", f"p is {order.price}")]
         if not 0.0 < qty < _HUGE:
-            return [_reject(record, symbol, "forceOrder", "bad_qty", f"q is {order.qty}")]
+            return [self._reject(record, symbol, "forceOrder", "bad_qty", f"q is {order.qty}")]
         state = self._symbols.get(symbol) or self._add(symbol)
         if state is None:
             return [self._one_too_many(record, symbol, "forceOrder")]
@@ -904,7 +1145,7 @@ class NormaliserProcessor:
         try:
             payload = _decode_tick(record["payload"])
         except UNDECODABLE as error:
-            emits.append(_undecodable(record, None, "tick", error))
+            emits.append(self._undecodable(record, None, "tick", error))
             payload = _TickPayload(routes=dict(common.routes))
         times = sorted(payload.symbols.items())
         value = {
@@ -919,8 +1160,13 @@ class NormaliserProcessor:
         }
         emits.append((TICKS, "", value))
         self._note_routes(record, payload.routes, emits)
+        for name, _ in times:
+            if name not in self._symbols:
+                self._add(name)
         for name in self._sorted:
             self._symbol_tick(self._symbols[name], record, emits)
+        if common.clock_ts_ns - common.watched_ns >= _WATCH_NS:
+            self._watch(record, emits)
         if common.reported_ns == 0:
             common.reported_ns = common.clock_ts_ns
         elif common.clock_ts_ns - common.reported_ns >= self.config.report_ms * _NS_PER_MS:
@@ -956,28 +1202,49 @@ class NormaliserProcessor:
             expired = values.trades.expired(clock_ns - self.config.trade_hold_ms * _NS_PER_MS)
             if expired >= 0:
                 self._give_up(state, record, clock_ms, expired, emits)
-            self._ask_backfill(state, record, clock_ms, emits)
-        self._watch_silence(state, record, emits)
+            if values.trades.held and values.trades.waited_ns(clock_ns) >= self.config.backfill_after_ms * _NS_PER_MS:
+                self._ask_backfill(state, record, clock_ms, emits)
 
-    def _watch_silence(self, state: _Symbol, record: Record, emits: list[Emit]) -> None:
-        """Streams that have said something once and nothing for long: `depth` alive says nothing about `aggTrade`."""
-        values, clock_ns = state.values, self._common.clock_ts_ns
-        silence_ns = self.config.silence_ms * _NS_PER_MS
-        for stream, recv_ns in (
-            ("aggTrade", values.trade_recv_ns),
-            ("bookTicker", values.quote_recv_ns),
-            ("depth", values.depth_recv_ns),
-        ):
-            silent = recv_ns > 0 and clock_ns - recv_ns > silence_ns
-            if silent == (stream in values.silent):
-                continue
-            meta = {"stream": stream, "age_ms": (clock_ns - recv_ns) // _NS_PER_MS}
-            if silent:
-                insort(values.silent, stream)
-            else:
-                values.silent.remove(stream)
-            event_type = "stream_silent" if silent else "stream_resumed"
-            emits.append(self._event(state.name, event_type, self._clock_ms, record, meta))
+    def _watch(self, record: Record, emits: list[Emit]) -> None:
+        """Look for silent streams. A pause of the ticks themselves, and a route that is down, excuse silence."""
+        common, clock_ns = self._common, self._common.clock_ts_ns
+        span_ns, usual_ns = clock_ns - common.watched_ns, common.watch_span_ns
+        paused = common.watched_ns == 0 or span_ns > _PAUSE_NS + 3 * usual_ns
+        common.watched_ns, common.watch_span_ns = clock_ns, 0 if common.watched_ns == 0 else span_ns
+        for route in ("market", "public"):
+            if paused or common.routes.get(route) == "down":
+                common.audible_ns[route] = clock_ns
+        span: Span | None = None if paused else span_of(span_ns / 1e9)
+        for name in self._sorted:
+            state = self._symbols[name]
+            state.values.since_ns = state.values.since_ns or clock_ns
+            for stream, recv_ns, watch in _streams_of(state.values):
+                if span is not None:
+                    watch.fold(recv_ns, span)
+                self._watch_stream(state, stream, recv_ns, watch, record, emits)
+
+    def _watch_stream(
+        self, state: _Symbol, stream: str, recv_ns: int, watch: StreamWatch, record: Record, emits: list[Emit]
+    ) -> None:
+        config, clock_ns = self.config, self._common.clock_ts_ns
+        since_ns = max(recv_ns or state.values.since_ns, self._common.audible_ns.get(_ROUTES[stream], 0))
+        age_ms = (clock_ns - since_ns) // _NS_PER_MS
+        if recv_ns:
+            why, bound_ms = (
+                "rate",
+                watch.bound_ms(config.silence_intervals, config.silence_least_ms, config.silence_most_ms),
+            )
+        else:
+            why, bound_ms = "no_first_data", config.first_trade_ms if stream == "aggTrade" else config.first_data_ms
+        silent = age_ms > bound_ms
+        if silent == watch.silent or (watch.silent and recv_ns == watch.silent_recv_ns):
+            return
+        watch.silent, watch.silent_recv_ns = silent, recv_ns
+        meta = {"stream": stream, "age_ms": age_ms}
+        if silent:
+            meta |= {"why": why, "bound_ms": bound_ms}
+        event_type = "stream_silent" if silent else "stream_resumed"
+        emits.append(self._event(state.name, event_type, self._clock_ms, record, meta))
 
     def _report(self, record: Record, emits: list[Emit]) -> None:
         """Counts since the last report, where there are any."""
@@ -1023,6 +1290,9 @@ class NormaliserProcessor:
             state = self._symbols[name]
             if state.values.trades.held:
                 self._give_up(state, record, self._clock_ms, max(state.values.trades.held), emits)
+            wrong = state.values.oracle.finish()
+            if wrong:
+                self._book_is_wrong(state, record, self._clock_ms, wrong, emits)
         self._report(record, emits)
         return emits
 
@@ -1034,35 +1304,59 @@ class NormaliserProcessor:
         try:
             payload = _decode_gap(record["payload"])
         except UNDECODABLE as error:
-            emits.append(_undecodable(record, record["symbol"], "gap", error))
+            emits.append(self._undecodable(record, record["symbol"], "gap", error))
             payload = _GapPayload()
         symbol = record["symbol"]
         if symbol and symbol not in self._symbols and self._add(symbol) is None:
             return [*emits, self._one_too_many(record, symbol, "gap")]
-        if payload.streams:
-            diffs_missing = any("depth" in stream for stream in payload.streams)
-        else:
-            diffs_missing = record["route"] != "market"
-        meta = {"route": record["route"], "streams": payload.streams}
         ts_ms = record["recv_ts_ns"] // _NS_PER_MS
+        self._tally("gap_records", payload.reason)
+        if payload.frames is not None:
+            self._tally("missing_frames", payload.reason, payload.frames)
+        meta: dict[str, Any] = {"route": record["route"], "streams": payload.streams}
+        if payload.reason == "disconnected":
+            emits.append(self._event("", "reconnect", ts_ms, record, meta))
+        if payload.frames is not None:
+            meta["frames"] = payload.frames
+        if payload.ranges is not None:
+            meta |= {"ranges": payload.ranges, "hull": payload.hull}
         names = [symbol] if symbol else self._sorted
         if not names:
             emits.append(self._event("", "gap", ts_ms, record, {**meta, "reason": payload.reason}))
         for name in names:
-            state = self._symbols[name]
-            if diffs_missing:
-                state.book.resync()
-                state.values.snapshot_why = payload.reason
-            emits.append(self._gap(state, record, ts_ms, payload.reason, meta))
+            self._frames_missing(self._symbols[name], record, payload, meta, emits)
         return emits
+
+    def _frames_missing(
+        self, state: _Symbol, record: Record, payload: _GapPayload, meta: dict[str, Any], emits: list[Emit]
+    ) -> None:
+        """What a gap means for one symbol. Of trades the ids prove what is missing, of diffs `pu`; of quotes nothing."""
+        reason, route, ts_ms = payload.reason, record["route"], record["recv_ts_ns"] // _NS_PER_MS
+        if payload.lacks("bookTicker", route):
+            state.values.oracle.lose_quote()
+        elif not payload.lacks("depth", route):
+            if reason not in _UNPROVEN_LOSS:
+                full = {**meta, "reason": reason, "gap_count": state.values.gap_count}
+                self._tally("gaps", reason)
+                emits.append(self._event(state.name, "gap", ts_ms, record, full))
+            return
+        if payload.lacks("depth", route):
+            if reason not in _UNPROVEN_LOSS:
+                self._resync(state, reason)
+            elif state.book.state == "synced":
+                state.book.mark_stale()
+                age_ms = max(0, record["recv_ts_ns"] - state.values.depth_recv_ns) // _NS_PER_MS
+                emits.append(self._event(state.name, "book_stale", ts_ms, record, {"why": reason, "age_ms": age_ms}))
+        emits.append(self._gap(state, record, ts_ms, reason, meta))
 
     def _server_time(self, record: Record) -> list[Emit]:
         """Drift of the receiving clock; half the round trip is in it."""
         try:
             server_time_ms = decode_server_time(record["payload"]).server_time_ms
         except UNDECODABLE as error:
-            return [_undecodable(record, None, "server_time", error)]
+            return [self._undecodable(record, None, "server_time", error)]
         drift_ms = record["recv_ts_ns"] // _NS_PER_MS - server_time_ms
+        self._common.drift_ms = drift_ms
         was_drifting = self._common.drifting
         self._common.drifting = abs(drift_ms) > self.config.clock_drift_ms
         if not self._common.drifting and not was_drifting:
@@ -1094,6 +1388,13 @@ class NormaliserProcessor:
         insort(self._sorted, symbol)
         return state
 
+    def _tally(self, what: str, cause: str, count: int = 1) -> None:
+        counts = self._common.tallies.setdefault(what, {})
+        if len(counts) >= _TALLY_CAUSES and cause not in counts:
+            cause = "other"
+        # A trade id that is out of its mind can come to more lost trades than a state can hold.
+        counts[cause] = min(counts.get(cause, 0) + count, _MOST)
+
     def _count(self, state: _Symbol, name: str) -> list[Emit]:
         counts, totals = state.values.counts, self._common.totals
         counts[name] = counts.get(name, 0) + 1
@@ -1110,10 +1411,12 @@ class NormaliserProcessor:
 
     def _gap(self, state: _Symbol, record: Record, ts_ms: int, reason: str, meta: dict[str, Any]) -> Emit:
         state.values.gap_count += 1
+        self._tally("gaps", reason)
         full = {**meta, "reason": reason, "gap_count": state.values.gap_count}
         return self._event(state.name, "gap", ts_ms, record, full)
 
     def _event(self, symbol: str, event_type: str, ts_ms: int, record: Record, meta: dict[str, Any]) -> Emit:
+        self._tally("events", event_type)
         value = {
             "symbol": symbol,
             "event_type": event_type,
@@ -1123,13 +1426,60 @@ class NormaliserProcessor:
         }
         return EVENTS, symbol, value
 
+    # -- refusals -------------------------------------------------------------------------------------------------
+
+    def _reject(self, record: Record, symbol: str | None, src: str | None, reason: str, detail: str) -> Emit:
+        self._tally("rejects", reason)
+        value = {
+            "symbol": symbol,
+            "src": src,
+            "reason": reason,
+            "detail": detail[:_DETAIL_LENGTH],
+            "route": record["route"],
+            "recv_ts_ns": record["recv_ts_ns"],
+            "payload": record["payload"],
+        }
+        return REJECTS, symbol or "", value
+
+    def _undecodable(self, record: Record, symbol: str | None, src: str | None, error: Exception) -> Emit:
+        return self._reject(record, symbol, src, _reason_of(error, src), str(error))
+
+    def _mismatch(self, record: Record, symbol: str, src: str, data_symbol: str, event: str) -> Emit:
+        if data_symbol != symbol:
+            detail = f"the stream is of {symbol}, s is {data_symbol!r}"
+            return self._reject(record, symbol, src, "symbol_mismatch", detail)
+        return self._reject(record, symbol, src, "type_mismatch", f"the stream is {src}, e is {event!r}")
+
+    def _bad_quote(self, record: Record, symbol: str, bid: float, bid_qty: float, ask: float, ask_qty: float) -> Emit:
+        if not (0.0 < bid < _HUGE and 0.0 < ask < _HUGE):
+            reason, detail = "bad_price", f"b is {bid}, a is {ask}"
+        elif not (0.0 < bid_qty < _HUGE and 0.0 < ask_qty < _HUGE):
+            reason, detail = "bad_qty", f"B is {bid_qty}, A is {ask_qty}"
+        else:
+            reason, detail = "crossed_quote", f"b is {bid}, not below a, {ask}"
+        return self._reject(record, symbol, "bookTicker", reason, detail)
+
+    def _is_ahead(self, ts_ms: int, event_ts_ms: int, record: Record) -> bool:
+        """Whether T is wrong by two clocks: one alone may be wrong itself. It would drive windows of event time far on."""
+        recv_ts_ms: int = record["recv_ts_ns"] // _NS_PER_MS
+        newest_ms = max(event_ts_ms, recv_ts_ms)
+        return ts_ms > newest_ms + self._tolerance_ms
+
+    def _regression(self, record: Record, symbol: str, src: str, ts_ms: int, newest: _EventTime) -> Emit:
+        detail = f"T is {ts_ms}, {newest.ts_ms - ts_ms} ms behind the newest"
+        return self._reject(record, symbol, src, "ts_regression", detail)
+
     def _one_too_many(self, record: Record, symbol: str, src: str) -> Emit:
         detail = f"{len(self._symbols)} symbols are kept (max_symbols is {self.config.max_symbols})"
-        return _reject(record, symbol, src, "too_many_symbols", detail)
+        return self._reject(record, symbol, src, "too_many_symbols", detail)
 
 
 def _json(meta: dict[str, Any]) -> str:
     return msgspec.json.encode(meta, order="sorted").decode()
+
+
+def _ahead(ts_ms: int, event_ts_ms: int) -> tuple[str, str]:
+    return "ts_ahead", f"T is {ts_ms}, {ts_ms - event_ts_ms} ms ahead of E"
 
 
 def _trade_refusal(trade: AggTrade | RestAggTrade) -> tuple[str, str] | None:
@@ -1150,23 +1500,6 @@ def _liquidation(order: LiquidationOrder) -> tuple[float, float]:
     return price, qty
 
 
-def _reject(record: Record, symbol: str | None, src: str | None, reason: str, detail: str) -> Emit:
-    value = {
-        "symbol": symbol,
-        "src": src,
-        "reason": reason,
-        "detail": detail[:_DETAIL_LENGTH],
-        "route": record["route"],
-        "recv_ts_ns": record["recv_ts_ns"],
-        "payload": record["payload"],
-    }
-    return REJECTS, symbol or "", value
-
-
-def _undecodable(record: Record, symbol: str | None, src: str | None, error: Exception) -> Emit:
-    return _reject(record, symbol, src, _reason_of(error, src), str(error))
-
-
 def _reason_of(error: Exception, src: str | None) -> str:
     """The code of a decoding error. msgspec says where it is at the end: ... - at `$.data.b[7][0]`."""
     if not isinstance(error, msgspec.ValidationError):
@@ -1178,23 +1511,3 @@ def _reason_of(error: Exception, src: str | None) -> str:
     if "[" in path and src in ("depth", "snapshot"):
         return "bad_level"
     return _FIELD_REASONS.get((src or "", path.rpartition(".")[2]), "bad_field")
-
-
-def _mismatch(record: Record, symbol: str, src: str, data_symbol: str, event: str) -> Emit:
-    if data_symbol != symbol:
-        return _reject(record, symbol, src, "symbol_mismatch", f"the stream is of {symbol}, s is {data_symbol!r}")
-    return _reject(record, symbol, src, "type_mismatch", f"the stream is {src}, e is {event!r}")
-
-
-def _bad_quote(record: Record, symbol: str, bid: float, bid_qty: float, ask: float, ask_qty: float) -> Emit:
-    if not (0.0 < bid < _HUGE and 0.0 < ask < _HUGE):
-        reason, detail = "bad_price", f"b is {bid}, a is {ask}"
-    elif not (0.0 < bid_qty < _HUGE and 0.0 < ask_qty < _HUGE):
-        reason, detail = "bad_qty", f"B is {bid_qty}, A is {ask_qty}"
-    else:
-        reason, detail = "crossed_quote", f"b is {bid}, not below a, {ask}"
-    return _reject(record, symbol, "bookTicker", reason, detail)
-
-
-def _regression(record: Record, symbol: str, src: str, ts_ms: int, newest: _EventTime) -> Emit:
-    return _reject(record, symbol, src, "ts_regression", f"T is {ts_ms}, {newest.ts_ms - ts_ms} ms behind the newest")

@@ -62,12 +62,6 @@ class TradeSequence(msgspec.Struct):
             return "duplicate" if agg_trade_id in self.held else "ahead"
         return "late" if any(low <= agg_trade_id <= high for low, high in self.lost) else "duplicate"
 
-    def is_missing(self, agg_trade_id: int) -> bool:
-        """Whether an id lies in a hole, that is, below something that is held."""
-        return (
-            self.next_id <= agg_trade_id and agg_trade_id not in self.held and agg_trade_id < max(self.held, default=-1)
-        )
-
     def ready(self) -> list[HeldTrade]:
         """Take out what continues the sequence without a hole."""
         trades: list[HeldTrade] = []
@@ -82,6 +76,10 @@ class TradeSequence(msgspec.Struct):
     def expired(self, before_ns: int) -> int:
         """The highest id that has been held since `before_ns` or longer; -1 where none."""
         return max((key for key, trade in self.held.items() if trade.since_ns <= before_ns), default=-1)
+
+    def waited_ns(self, clock_ns: int) -> int:
+        """How long the first missing ids have been waited for; something must be held."""
+        return clock_ns - self.held[min(self.held)].since_ns
 
     def give_up(self, up_to_id: int) -> tuple[list[IdRange], list[HeldTrade]]:
         """Let go what is held up to an id (and what follows it without a hole): (ids that are lost, trades in order)."""

@@ -1,4 +1,4 @@
-"""The connected market sockets: who is subscribed to what, frames out in batches, pings, limits."""
+"""The connected market sockets: who is subscribed to what, frames out in batches, pings, limits, faults."""
 
 from __future__ import annotations
 
@@ -6,18 +6,19 @@ import asyncio
 import logging
 import socket
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass, field
 from itertools import count
-from typing import Any, Final, Literal, NamedTuple, TypeAlias
+from typing import Any, Final
 
 from aiohttp import WSMsgType, web
 
-from orderflow.venues.binance.sim.protocol import ControlSession, MessageRate, Outcome
+from orderflow.venues.binance.sim.faults import FaultEngine, SocketOrder
+from orderflow.venues.binance.sim.protocol import CLOSE_POLICY, ControlSession, MessageRate, Outcome
+from orderflow.venues.binance.sim.source import Frame
+from orderflow.venues.binance.streams import Route
 
 logger = logging.getLogger(__name__)
-
-Route: TypeAlias = Literal["public", "market"]
 
 ROUTES: Final[tuple[Route, ...]] = ("public", "market")
 DRAIN_ABOVE_BYTES: Final = 256 * 1024
@@ -28,14 +29,6 @@ SETTLE_PING_SEC: Final = 5.0
 CLOSE_GOING_AWAY: Final = 1001
 _DATA_MARK: Final = b'"data":'
 _TEXT_FIN: Final = b"\x81"
-
-
-class Frame(NamedTuple):
-    """A combined-stream frame on its way to whoever subscribed its stream on its route."""
-
-    route: Route
-    stream: str
-    payload: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +52,8 @@ class HubCounts:
     sent: dict[str, int] = field(default_factory=lambda: dict.fromkeys(ROUTES, 0))
     skipped: dict[str, int] = field(default_factory=lambda: dict.fromkeys(ROUTES, 0))
     """Frames whose stream nobody had subscribed."""
+    deaf: int = 0
+    """Frames that half-open sockets did not get."""
     closed: dict[str, int] = field(default_factory=dict)
     """Connections that the server ended, by reason."""
     control_errors: int = 0
@@ -83,6 +78,7 @@ class Client:
         self.since = now
         self.pinged_at = now
         self.unanswered_at: float | None = None
+        self.deaf = False
         self.pongs: dict[bytes, asyncio.Future[None]] = {}
 
     def flush(self) -> None:
@@ -92,6 +88,13 @@ class Client:
         if not self.transport.is_closing():
             self.transport.write(b"".join(self.pending))
         self.pending.clear()
+
+    def deafen(self, now: float) -> None:
+        """Half open: the peer's packets no longer come through, nor ours. Only time ends it, for want of pongs."""
+        self.deaf = True
+        self.pending.clear()
+        self.unanswered_at = now
+        self.transport.pause_reading()
 
     async def ping_and_wait(self, payload: bytes, within_sec: float) -> bool:
         """Whether a pong came: then everything before the ping has been read from the socket."""
@@ -125,8 +128,16 @@ class Client:
 class Hub:
     """Routes frames to subscribed sockets and keeps Binance's connection rules."""
 
-    def __init__(self, rules: SocketRules | None = None) -> None:
+    def __init__(
+        self,
+        rules: SocketRules | None = None,
+        engine: FaultEngine | None = None,
+        elapsed_ms: Callable[[], int] = lambda: 0,
+    ) -> None:
+        """`elapsed_ms`: the engine's time, since the exchange opened."""
         self.rules = rules or SocketRules()
+        self.engine = engine or FaultEngine()
+        self._elapsed_ms = elapsed_ms
         self.counts = HubCounts()
         self.clients: set[Client] = set()
         self._subscribers: dict[Route, dict[str, list[Client]]] = {route: {} for route in ROUTES}
@@ -138,9 +149,22 @@ class Hub:
 
     def publish(self, frames: Iterable[Frame]) -> None:
         """Send a batch in its order; each socket gets one write. No waiting: see `drain` and `cut_slow`."""
+        if self.engine.idle:
+            self._send(frames)
+            return
+        now_ms = self._elapsed_ms()
+        self._send(self.engine.frames(now_ms, frames))
+        for order in self.engine.sockets(now_ms):
+            self._obey(order, now_ms)
+
+    def publish_held(self) -> None:
+        """The market is over: send what faults still hold back."""
+        self._send(self.engine.flush())
+
+    def _send(self, frames: Iterable[Frame]) -> None:
         touched: set[Client] = set()
         sent, skipped = self.counts.sent, self.counts.skipped
-        for route, stream, payload in frames:
+        for route, stream, payload, _ in frames:
             clients = self._subscribers[route].get(stream)
             if not clients:
                 skipped[route] += 1
@@ -148,6 +172,9 @@ class Hub:
             sent[route] += 1
             wire = text_frame(payload)
             for client in clients:
+                if client.deaf:
+                    self.counts.deaf += 1
+                    continue
                 client.pending.append(wire if client.session.combined else text_frame(unwrapped(payload)))
                 touched.add(client)
         for client in touched:
@@ -185,7 +212,7 @@ class Hub:
 
         A ping behind the data comes back once the data before it has been read.
         """
-        clients = tuple(self.clients)
+        clients = tuple(client for client in self.clients if not client.deaf)
         payloads = [str(time.time_ns() // 1_000_000).encode() + b"-%d" % next(self._pings) for _ in clients]
         answers = await asyncio.gather(
             *(client.ping_and_wait(payload, SETTLE_PING_SEC) for client, payload in zip(clients, payloads, strict=True))
@@ -222,6 +249,8 @@ class Hub:
             subscribers.setdefault(stream, []).append(client)
         for stream in outcome.removed:
             self._leave(client, stream)
+        if outcome.added and not self.engine.idle:
+            self.engine.subscribed(self._elapsed_ms(), client.route, outcome.added)
         if outcome.added or outcome.removed:
             self._changed.set()
 
@@ -235,10 +264,11 @@ class Hub:
 
     # Connections
 
-    async def serve(
-        self, request: web.Request, route: Route, combined: bool, names: list[str]
-    ) -> web.WebSocketResponse:
+    async def serve(self, request: web.Request, route: Route, combined: bool, names: list[str]) -> web.StreamResponse:
         """Hold one websocket until it ends."""
+        refusal = None if self.engine.idle else self.engine.refusal(self._elapsed_ms(), route)
+        if refusal is not None:
+            return self._refuse(request, refusal)
         if len(self.clients) >= self.rules.clients_most:
             self.counts.count_closed("too_many_clients")
             raise web.HTTPServiceUnavailable(text="too many connections")
@@ -254,6 +284,8 @@ class Hub:
         client = Client(connection, transport, route, combined, time.monotonic())
         self.clients.add(client)
         self.counts.connected += 1
+        if not self.engine.idle and self.engine.deaf(self._elapsed_ms(), route):
+            client.deafen(time.monotonic())
         self._changed.set()
         try:
             if names and not await self._answer(client, client.session.subscribe(names)):
@@ -265,8 +297,17 @@ class Hub:
             self._drop(client)
         return connection
 
+    def _refuse(self, request: web.Request, status: int) -> web.StreamResponse:
+        """refuse_connect: an answer that is no handshake, or none at all."""
+        self.counts.count_closed("refused")
+        if not status and request.transport is not None:
+            request.transport.abort()
+        return web.Response(status=status or 503, text="the simulated exchange refuses connections")
+
     async def _listen(self, client: Client) -> None:
         async for message in client.socket:
+            if client.deaf:
+                continue
             if message.type == WSMsgType.PONG:
                 client.take_pong(bytes(message.data))
                 continue
@@ -274,7 +315,8 @@ class Hub:
                 await self._close(client, 1008, "Too many requests", "too_many_requests")
                 return
             if message.type == WSMsgType.PING:
-                await client.socket.pong(message.data)
+                if self.engine.idle or not self.engine.mutes_pong(self._elapsed_ms(), client.route):
+                    await client.socket.pong(message.data)
             elif message.type in (WSMsgType.TEXT, WSMsgType.BINARY):
                 text = message.data if message.type == WSMsgType.TEXT else message.data.decode("utf-8", "replace")
                 if not await self._answer(client, client.session.handle(text)):
@@ -314,6 +356,33 @@ class Hub:
         client.forget()
         self._changed.set()
 
+    def _obey(self, order: SocketOrder, now_ms: int) -> None:
+        """Do to the open connections what a fault wants."""
+        for route in ROUTES:
+            if order.route not in ("", route):
+                continue
+            clients = [client for client in self.clients if client.route == route and not client.deaf]
+            self.engine.acted(now_ms, order, route, len(clients))
+            for client in clients:
+                self._obey_one(client, order)
+
+    def _obey_one(self, client: Client, order: SocketOrder) -> None:
+        if order.kind == "half_open":
+            client.deafen(time.monotonic())
+        elif order.kind == "close_1006":
+            self.cut(client, "fault")
+        elif order.kind == "close_1008":
+            self._close_soon(client, CLOSE_POLICY, "Invalid request", "fault")
+        elif order.kind == "life_cut":
+            self._close_soon(client, CLOSE_GOING_AWAY, "Connection lifetime reached", "lifetime")
+        else:
+            self._finish_later(self._ping_or_cut(client, order.value / 1_000))
+
+    async def _ping_or_cut(self, client: Client, within_sec: float) -> None:
+        payload = str(time.time_ns() // 1_000_000).encode() + b"-%d" % next(self._pings)
+        if not await client.ping_and_wait(payload, within_sec) and client in self.clients:
+            self.cut(client, "no_pong")
+
     async def housekeeping(self) -> None:
         """Pings, missing pongs and the end of life; runs until cancelled."""
         rules = self.rules
@@ -322,10 +391,12 @@ class Hub:
             await asyncio.sleep(pause_sec)
             now = time.monotonic()
             for client in tuple(self.clients):
-                if now - client.since >= rules.life_sec:
-                    self._close_soon(client, CLOSE_GOING_AWAY, "Connection lifetime reached", "lifetime")
-                elif client.unanswered_at is not None and now - client.unanswered_at >= rules.pong_within_sec:
+                if client.unanswered_at is not None and now - client.unanswered_at >= rules.pong_within_sec:
                     self.cut(client, "no_pong")
+                elif client.deaf:
+                    continue
+                elif now - client.since >= rules.life_sec:
+                    self._close_soon(client, CLOSE_GOING_AWAY, "Connection lifetime reached", "lifetime")
                 elif now - client.pinged_at >= rules.ping_sec:
                     client.pinged_at = now
                     client.unanswered_at = client.unanswered_at or now
@@ -339,7 +410,10 @@ class Hub:
             pass
 
     def _close_soon(self, client: Client, code: int, text: str, reason: str) -> None:
-        task = asyncio.create_task(self._close(client, code, text, reason))
+        self._finish_later(self._close(client, code, text, reason))
+
+    def _finish_later(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from decimal import Decimal
 from math import gcd
 from typing import Any, Final
@@ -21,6 +22,7 @@ _ORDER_TYPES: Final = (
 )
 _TIMES_IN_FORCE: Final = ("GTC", "IOC", "FOK", "GTX", "GTD")
 _PERPETUAL_DELIVERY_MS: Final = 4_133_404_800_000
+_SETTLED_HOUR: Final = 8
 _ONBOARD_MS: Final = 1_569_398_400_000
 
 
@@ -36,13 +38,27 @@ class Instrument:
     notional_least: str = "5"
 
     @property
+    def pair(self) -> str:
+        """`BTCUSDT_261225` -> `BTCUSDT`."""
+        return self.symbol.partition("_")[0]
+
+    @property
     def base(self) -> str:
         """`BTCUSDT` -> `BTC`."""
-        return self.symbol.removesuffix(self.quote)
+        return self.pair.removesuffix(self.quote)
 
     @property
     def quote(self) -> str:
-        return next((quote for quote in _QUOTES if self.symbol.endswith(quote) and self.symbol != quote), "")
+        return next((quote for quote in _QUOTES if self.pair.endswith(quote) and self.pair != quote), "")
+
+    @property
+    def delivery_ms(self) -> int | None:
+        """When a dated contract is settled, milliseconds since the epoch; None for a perpetual one."""
+        try:
+            day = datetime.strptime(self.symbol.partition("_")[2], "%y%m%d").replace(hour=_SETTLED_HOUR, tzinfo=UTC)
+        except ValueError:
+            return None
+        return int(day.timestamp() * 1_000)
 
 
 def infer_instrument(symbol: str, prices: Iterable[str], quantities: Iterable[str]) -> Instrument:
@@ -68,7 +84,12 @@ def _increment(values: Iterable[str]) -> tuple[str, int]:
 
 def exchange_info(instruments: Iterable[Instrument], server_time_ms: int) -> dict[str, Any]:
     """Body of `GET /fapi/v1/exchangeInfo`."""
-    symbols = [_symbol(each) for each in instruments]
+    listed = list(instruments)
+    nearest: dict[str, int] = {}
+    for each in listed:
+        if each.delivery_ms is not None:
+            nearest[each.pair] = min(each.delivery_ms, nearest.get(each.pair, each.delivery_ms))
+    symbols = [_symbol(each, nearest.get(each.pair)) for each in listed]
     quotes = sorted({each["marginAsset"] for each in symbols})
     return {
         "timezone": "UTC",
@@ -85,12 +106,14 @@ def exchange_info(instruments: Iterable[Instrument], server_time_ms: int) -> dic
     }
 
 
-def _symbol(instrument: Instrument) -> dict[str, Any]:
+def _symbol(instrument: Instrument, nearest_ms: int | None) -> dict[str, Any]:
+    delivery_ms = instrument.delivery_ms
+    dated = "CURRENT_QUARTER" if delivery_ms == nearest_ms else "NEXT_QUARTER"
     return {
         "symbol": instrument.symbol,
-        "pair": instrument.symbol,
-        "contractType": "PERPETUAL",
-        "deliveryDate": _PERPETUAL_DELIVERY_MS,
+        "pair": instrument.pair,
+        "contractType": "PERPETUAL" if delivery_ms is None else dated,
+        "deliveryDate": _PERPETUAL_DELIVERY_MS if delivery_ms is None else delivery_ms,
         "onboardDate": _ONBOARD_MS,
         "status": "TRADING",
         "maintMarginPercent": "2.5000",

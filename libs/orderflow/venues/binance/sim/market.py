@@ -5,52 +5,75 @@ of ticks, and now and then a spread that opens by a tick and closes again, on si
 are its own, so at predictability 0 the path of the best prices does not depend on order flow in any way: not even on
 the seed of the flow. The mid is then a martingale, and what an evaluation finds is chance.
 
-**Flow.** Limit orders, cancellations and market orders come at a rate that switches between regimes (quiet, calm,
-normal, turbulent; volatility switches along). A latent push, -1, 0 or +1, which lasts `horizon_ms` on average, leans the
-taker side and the queues at the touch. It is there at any predictability, so that the flow looks the same.
+**Flow.** Limit orders, cancellations and market orders come at a rate that switches between regimes (normal, calm,
+turbulent, quiet) and, where `sessions` is set, with the session of the day (Tokyo 0-8, London 8-16, New York 16-24
+UTC); jumps become more frequent and rarer with them. A latent push, -1, 0 or +1, which lasts `horizon_ms` on average,
+leans the taker side and the queues at the touch. It is there at any predictability, so that the flow looks the same.
 
-**Predictability** p links the two: a jump goes up with probability 0.5 + 0.5 p x, where x is the push as it stood
-`lead_ms` earlier. So flow shows first what prices then do: not at all at 0, as far as it can at 1. Measured over two
-hours of BTCUSDT at the defaults, the change of CVD over 5 s against the sign of the mid's next 5 s has an AUC of 0.49 at
-0, 0.54 at 0.2, 0.58 at 0.3, 0.65 at 0.5, 0.79 at 1 (standard error 0.015).
+**Dial 1, `activity`**: mean changes of the best quote a second and symbol. Depth frames, trades and the rest follow.
+
+**Dial 2, `predictability`** p: a jump goes up with probability 0.5 + 0.5 p x, where x is the push as it stood
+`lead_ms` earlier. So flow shows first what prices then do: not at all at 0, as far as it can at 1. What that gives in
+correlation and AUC of OFI and CVD is measured by `python -m tests.bench.predictability`, and tabled in docs/synthetic-market.md.
 
 **Book.** Integer ticks and lots. A market order takes from the best queue but leaves something of it (prices move by
-jumps alone); a jump is a market order that sweeps the levels in its way. Every change has an update id; ids grow over
-all symbols, with gaps. bookTicker goes out on every change of the best price or quantity, depth every 100 ms, aggTrade
-100 to 150 ms behind T. After a depth that ends at `u`, the best of the book are those of the bookTicker with the
-greatest `u' <= u`.
+jumps alone); a jump is a market order that sweeps the levels in its way, and now and then the order of somebody
+liquidated. Every change has an update id; ids grow over all symbols, with gaps. bookTicker goes out on every change of
+the best price or quantity, depth every 100 ms, aggTrade 100 to 150 ms behind T, forceOrder a second after the first
+liquidation of a symbol: the largest one of that second. After a depth that ends at `u`, the best of the book are those
+of the bookTicker with the greatest `u' <= u`.
 """
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from collections.abc import Sequence
-from decimal import Decimal, InvalidOperation
-from heapq import heappop, heappush
+from heapq import heappop, heappush, heapreplace
+from math import log, log1p, sqrt
 from random import Random
 from typing import Annotated, Final, TypeAlias
 
 import msgspec
 
 from orderflow.errors import ConfigError
-from orderflow.venues.binance.sim.instruments import Instrument
+from orderflow.venues.binance.sim.regimes import (
+    ALL_DAY,
+    MEAN_ACTIVITY,
+    NORMAL,
+    REGIMES,
+    SESSION_MS,
+    session_at,
+)
+from orderflow.venues.binance.sim.specs import SymbolSpec, spec_of
+from orderflow.venues.binance.sim.wire import DEPTH_MS, Aggregate, FrameWriter, Liquidation, MarketFrame
 
-MarketFrame: TypeAlias = tuple[str, bytes, int]
-"""(stream, combined-stream frame, E in milliseconds)."""
+__all__ = [
+    "AGG_LAG_MOST_MS",
+    "AGG_WINDOW_MS",
+    "DEFAULT_SYMBOLS",
+    "START_MS",
+    "MarketFrame",
+    "SymbolSpec",
+    "SyntheticConfig",
+    "SyntheticMarket",
+]
 
-DEPTH_MS: Final = 100
 AGG_WINDOW_MS: Final = 100
 """Fills at one price and side within this time make one aggTrade."""
 AGG_LAG_MOST_MS: Final = 50
-FUNDING_MS: Final = 8 * 3_600_000
+FORCE_WINDOW_MS: Final = 1_000
+"""Of the liquidations of a symbol within this time the largest is sent, when it is over."""
 START_MS: Final = 1_790_000_000_000
 """Where a market starts that is given no time."""
 
-_FLOW, _PRICE, _DEPTH, _PUSH, _REGIME, _AGG, _MARK, _FAR = range(8)
+DEFAULT_SYMBOLS: Final = ("BTCUSDT", "ETHUSDT", "SOLUSDT")
+
+_FLOW, _PRICE, _DEPTH, _PUSH, _REGIME, _AGG, _MARK, _FAR, _FORCE, _SESSION = range(10)
 _MS_US: Final = 1_000
 _SEC_US: Final = 1_000_000
 _NEVER_US: Final = 1 << 62
+_DONE: Final = 0
+"""Instead of a time: nothing of this kind follows by itself."""
 
 # Ids start from the time, so that those of a restarted exchange go on above those of the one before.
 _UPDATE_IDS_PER_MS: Final = 1_000
@@ -58,7 +81,9 @@ _TRADE_IDS_PER_MS: Final = 4
 _UPDATE_ID_GAP: Final = 40
 
 _WINDOW_TICKS: Final = 400
-"""Levels are placed up to this far from the touch, and cancelled beyond three times as far."""
+"""Levels are placed up to this far from the touch."""
+_FAR_TICKS: Final = 3 * _WINDOW_TICKS
+"""And cancelled beyond so far."""
 _JUMP_MOST_TICKS: Final = 60
 _FLOOR_TICKS: Final = 2 * _JUMP_MOST_TICKS
 """The best bid does not fall below this."""
@@ -77,96 +102,8 @@ _AT_TOUCH: Final = 0.55
 _MARKET_ORDERS: Final = 0.10
 _TOUCH_SHARE: Final = _AT_TOUCH + _MARKET_ORDERS
 """Share of flow events that change the best quantity: limit orders and cancellations there, and market orders."""
-_TEXTS_KEPT: Final = 20_000
-
-
-class _Regime(msgspec.Struct, frozen=True):
-    weight: float
-    dwell_sec: float
-    activity: float
-    volatility: float
-
-
-_REGIMES: Final = (
-    _Regime(weight=0.50, dwell_sec=60.0, activity=1.0, volatility=1.0),
-    _Regime(weight=0.28, dwell_sec=60.0, activity=0.5, volatility=0.4),
-    _Regime(weight=0.12, dwell_sec=20.0, activity=2.5, volatility=3.0),
-    _Regime(weight=0.10, dwell_sec=6.0, activity=0.03, volatility=0.02),
-)
-_MEAN_ACTIVITY: Final = sum(each.weight * each.dwell_sec * each.activity for each in _REGIMES) / sum(
-    each.weight * each.dwell_sec for each in _REGIMES
-)
-
-
-class SymbolSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """How a synthetic symbol looks. Prices and quantities on the wire have exactly the given decimals."""
-
-    symbol: str
-    price: Annotated[float, msgspec.Meta(gt=0, description="where it starts, in quote units")]
-    tick: str
-    step: str
-    price_decimals: Annotated[int, msgspec.Meta(ge=0, le=8)]
-    qty_decimals: Annotated[int, msgspec.Meta(ge=0, le=8)]
-    touch_qty: Annotated[float, msgspec.Meta(gt=0, description="usual quantity at the best price, in base units")]
-    notional_least: str = "5"
-    volatility_bps: Annotated[
-        float, msgspec.Meta(ge=0, le=20, description="of the mid, per square root of a second, in the normal regime")
-    ] = 0.3
-
-    def __post_init__(self) -> None:
-        for name, value, decimals in (
-            ("tick", self.tick, self.price_decimals),
-            ("step", self.step, self.qty_decimals),
-        ):
-            if _units(value, decimals) < 1:
-                raise ValueError(
-                    f"{name} of {self.symbol} is {value!r}: it must be a decimal above 0 with at most {decimals} decimals"
-                )
-
-    def instrument(self) -> Instrument:
-        return Instrument(
-            self.symbol, self.tick, self.step, self.price_decimals, self.qty_decimals, self.notional_least
-        )
-
-
-def _units(value: str, decimals: int) -> int:
-    """A decimal string in units of its last decimal; 0 where it is no such decimal."""
-    try:
-        scaled = Decimal(value).scaleb(decimals)
-        return int(scaled) if scaled == scaled.to_integral_value() else 0
-    except (InvalidOperation, ValueError, OverflowError):
-        return 0
-
-
-def _spec(symbol: str, price: float, tick: str, step: str, touch_qty: float, notional: str = "5") -> SymbolSpec:
-    return SymbolSpec(
-        symbol=symbol,
-        price=price,
-        tick=tick,
-        step=step,
-        price_decimals=len(tick.partition(".")[2]),
-        qty_decimals=len(step.partition(".")[2]),
-        touch_qty=touch_qty,
-        notional_least=notional,
-    )
-
-
-SPECS: Final[dict[str, SymbolSpec]] = {
-    each.symbol: each
-    for each in (
-        _spec("BTCUSDT", 84_551.0, "0.10", "0.001", 6.0, "50"),
-        _spec("ETHUSDT", 3_120.0, "0.01", "0.001", 60.0, "20"),
-        _spec("SOLUSDT", 168.0, "0.0100", "0.01", 450.0),
-        _spec("BNBUSDT", 905.0, "0.010", "0.01", 25.0),
-        _spec("XRPUSDT", 2.31, "0.0001", "0.1", 30_000.0),
-        _spec("DOGEUSDT", 0.214, "0.000010", "1", 200_000.0),
-        _spec("ADAUSDT", 0.79, "0.00010", "1", 60_000.0),
-        _spec("LINKUSDT", 18.4, "0.001", "0.01", 300.0),
-        _spec("AVAXUSDT", 27.6, "0.0010", "1", 300.0),
-        _spec("LTCUSDT", 96.0, "0.01", "0.001", 120.0),
-    )
-}
-DEFAULT_SYMBOLS: Final = ("BTCUSDT", "ETHUSDT", "SOLUSDT")
+_LIQUIDATED: Final = 0.02
+"""Share of jumps that are the order of somebody liquidated."""
 
 
 class SyntheticConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -187,19 +124,8 @@ class SyntheticConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
     )
     regimes: bool = True
     """Whether activity and volatility switch; off: the normal regime alone."""
-
-
-def spec_of(symbol: str) -> SymbolSpec:
-    """The spec of a well-known symbol, or of a made-up one.
-
-    Raises
-    ------
-    ConfigError
-        It is no symbol as the exchange writes them.
-    """
-    if not symbol or not symbol.isalnum() or symbol != symbol.upper():
-        raise ConfigError(f"symbol is {symbol!r}: it must be letters and digits in upper case, as in BTCUSDT")
-    return SPECS.get(symbol) or _spec(symbol, 10.0, "0.001", "0.1", 2_000.0)
+    sessions: bool = False
+    """Whether they follow the hour of the day (UTC) too: `activity` is then the mean over a day."""
 
 
 class _Ids:
@@ -233,19 +159,16 @@ class _Side:
         if self.levels.pop(tick, None) is not None:
             self.dirty.add(tick)
 
+    def changes(self) -> list[tuple[int, int]]:
+        """(tick, lots) of what changed since the last call, by tick; 0 lots for what is gone."""
+        get = self.levels.get
+        changed = [(tick, get(tick, 0)) for tick in sorted(self.dirty)]
+        self.dirty.clear()
+        return changed
 
-class _Aggregate:
-    """An aggTrade being gathered: fills of one taker side at one price within `AGG_WINDOW_MS` of the first."""
-
-    __slots__ = ("first_id", "last_id", "lots", "taker_sold", "tick", "ts_ms")
-
-    def __init__(self, tick: int, taker_sold: bool, lots: int, first_id: int, last_id: int, ts_ms: int) -> None:
-        self.tick = tick
-        self.taker_sold = taker_sold
-        self.lots = lots
-        self.first_id = first_id
-        self.last_id = last_id
-        self.ts_ms = ts_ms
+    def best_first(self, limit: int) -> list[tuple[int, int]]:
+        levels = self.levels
+        return [(tick, levels[tick]) for tick in sorted(levels, reverse=self.sign > 0)[:limit]]
 
 
 _Heap: TypeAlias = list[tuple[int, int, int, int]]
@@ -274,15 +197,17 @@ class _Symbol:
         # A generator for each process: what one draws must not move what another draws.
         self._flow = Random(f"{flow_seed}/{spec.symbol}/flow")
         self._push_rng = Random(f"{flow_seed}/{spec.symbol}/push")
+        self._liquidations = Random(f"{flow_seed}/{spec.symbol}/liquidations")
         self._price = Random(f"{seed}/{spec.symbol}/price")
         self._regime_rng = Random(f"{seed}/{spec.symbol}/regime")
+        self._draw = self._flow.random
 
-        self._tick_units = _units(spec.tick, spec.price_decimals)
-        self._step_units = _units(spec.step, spec.qty_decimals)
+        self._wire = FrameWriter(spec)
         self._touch_lots = max(2.0, spec.touch_qty / float(spec.step))
-        self._price_texts: dict[int, str] = {}
-        self._regime = _REGIMES[0]
-        self._generations = [0] * (_FAR + 1)
+        self._regime = NORMAL
+        self._session = session_at(start_us // _MS_US) if config.sessions else ALL_DAY
+        self._set_rates()
+        self.generations = [0] * (_SESSION + 1)
         """A scheduled event of an older generation is void: its rate has changed since."""
         self._push = 0
         self._pushes: deque[tuple[int, int]] = deque()
@@ -294,56 +219,69 @@ class _Symbol:
         self.bids = _Side(1, bid)
         self.asks = _Side(-1, bid + 1)
         self._fill_book()
-        self.update_id = self._new_id()
-        self._last_depth_id = self.update_id
+        self._update_id = self._new_id()
+        self._last_depth_id = self._update_id
         self._first_id = 0
         """The first update that no depth frame has shown yet; 0 for none."""
         self._changed_us = start_us
         start_ms = start_us // _MS_US
         self._agg_id = start_ms
         self._trade_id = start_ms * _TRADE_IDS_PER_MS
-        self._aggregates: deque[_Aggregate] = deque()
+        self._aggregates: deque[Aggregate] = deque()
         """In the order in which they will be sent; the newest may still grow."""
         self._last_agg_us = 0
-
-        name = spec.symbol.lower()
-        self._quote_stream = f"{name}@bookTicker"
-        self._depth_stream = f"{name}@depth@{DEPTH_MS}ms"
-        self._agg_stream = f"{name}@aggTrade"
-        self._mark_stream = f"{name}@markPrice"
+        self._liquidation: Liquidation | None = None
+        """The largest of the second that runs."""
         self._schedule_first(start_us)
 
-    def run(self, kind: int, generation: int, at_us: int, out: list[MarketFrame]) -> None:
-        """Let happen what is due, and schedule what follows."""
-        if generation != self._generations[kind]:
-            return
+    def run(self, kind: int, at_us: int, out: list[MarketFrame]) -> int:
+        """Let happen what is due.
+
+        Returns
+        -------
+        When the next event of this kind is due, always later than `at_us`; `_DONE` for none.
+        """
         if kind == _FLOW:
             self._flow_event(at_us, out)
-            self._schedule(at_us + self._flow_gap_us(), _FLOW)
-        elif kind == _AGG:
-            self._send_aggregate(at_us, out)
-        elif kind == _DEPTH:
+            return at_us + self._flow_gap_us()
+        if kind == _DEPTH:
             self._send_depth(at_us, out)
-            self._schedule(at_us + DEPTH_MS * _MS_US, _DEPTH)
-        elif kind == _PRICE:
+            return at_us + DEPTH_MS * _MS_US
+        if kind == _PRICE:
             self._price_event(at_us, out)
-            self._schedule(at_us + self._price_gap_us(), _PRICE)
-        elif kind == _MARK:
-            self._send_mark(at_us, out)
-            self._schedule(at_us + _SEC_US, _MARK)
-        elif kind == _FAR:
+            return at_us + self._price_gap_us()
+        if kind == _AGG:
+            out.append(self._wire.aggregate(self._aggregates.popleft(), self._agg_id, at_us // _MS_US + 1))
+            self._agg_id += 1
+            return _DONE
+        return self._run_rare(kind, at_us, out)
+
+    def _run_rare(self, kind: int, at_us: int, out: list[MarketFrame]) -> int:
+        if kind == _MARK:
+            out.extend(self._wire.mark(self.bids.best, self.asks.best, at_us // _MS_US + 1))
+            return at_us + _SEC_US
+        if kind == _FAR:
             self._cancel_far(at_us)
-            self._schedule(at_us + _SEC_US, _FAR)
-        elif kind == _PUSH:
+            return at_us + _SEC_US
+        if kind == _PUSH:
             self._change_push(at_us)
-            self._schedule(at_us + self._push_gap_us(), _PUSH)
-        else:
+            return at_us + self._push_gap_us()
+        if kind == _REGIME:
             self._change_regime(at_us)
+            return at_us + self._regime_gap_us()
+        if kind == _SESSION:
+            self._session = session_at(at_us // _MS_US)
+            self._redraw(at_us)
+            return at_us + SESSION_MS * _MS_US
+        if self._liquidation is not None:
+            out.append(self._wire.force(self._liquidation, at_us // _MS_US + 1))
+            self._liquidation = None
+        return _DONE
 
     # Scheduling
 
     def _schedule(self, at_us: int, kind: int) -> None:
-        heappush(self._heap, (at_us, kind, self._index, self._generations[kind]))
+        heappush(self._heap, (at_us, kind, self._index, self.generations[kind]))
 
     def _schedule_first(self, start_us: int) -> None:
         phase_us = (self._index * 17 % DEPTH_MS + 1) * _MS_US
@@ -355,16 +293,32 @@ class _Symbol:
         self._schedule(start_us + _SEC_US, _FAR)
         # A millisecond before the full second, for E is one after the event: mark prices are aligned.
         self._schedule((start_us // _SEC_US + 1) * _SEC_US - _MS_US, _MARK)
+        if self._config.sessions:
+            session_us = SESSION_MS * _MS_US
+            self._schedule((start_us // session_us + 1) * session_us, _SESSION)
 
-    def _flow_gap_us(self) -> int:
+    def _set_rates(self) -> None:
         rate = self._config.activity / _TOUCH_SHARE * self._regime.activity
         if self._config.regimes:
-            rate /= _MEAN_ACTIVITY
-        return 1 + int(self._flow.expovariate(rate) * _SEC_US)
+            rate /= MEAN_ACTIVITY
+        self._flow_rate = rate * self._session.activity
+        self._volatility = self._regime.volatility * self._session.volatility
+
+    def _redraw(self, at_us: int) -> None:
+        """The rates have changed: what was scheduled under the old ones is void."""
+        self._set_rates()
+        for kind, gap_us in ((_FLOW, self._flow_gap_us()), (_PRICE, self._price_gap_us())):
+            self.generations[kind] += 1
+            self._schedule(at_us + gap_us, kind)
+
+    # `-log(1 - u) / rate` is what `Random.expovariate` computes, without its call.
+
+    def _flow_gap_us(self) -> int:
+        return 1 + int(-log(1.0 - self._draw()) / self._flow_rate * _SEC_US)
 
     def _price_rates(self) -> tuple[float, float]:
         """Jumps, and steps of one side, a second."""
-        volatility = self._regime.volatility
+        volatility = self._volatility
         wide = self.asks.best - self.bids.best > 1
         return self._jumps_per_sec * volatility, _CLOSINGS_PER_SEC if wide else _WIDENINGS_PER_SEC * volatility
 
@@ -389,16 +343,12 @@ class _Symbol:
 
     def _change_regime(self, at_us: int) -> None:
         draw = self._regime_rng.random()
-        for regime in _REGIMES:
+        for regime in REGIMES:
             self._regime = regime
             draw -= regime.weight
             if draw < 0:
                 break
-        for kind in (_FLOW, _PRICE):
-            self._generations[kind] += 1
-        self._schedule(at_us + self._flow_gap_us(), _FLOW)
-        self._schedule(at_us + self._price_gap_us(), _PRICE)
-        self._schedule(at_us + self._regime_gap_us(), _REGIME)
+        self._redraw(at_us)
 
     # Prices: draws from `_price` (and the regime's) alone decide the best ticks
 
@@ -408,7 +358,7 @@ class _Symbol:
         jumps, steps = self._price_rates()
         kind, side, size = self._price.random(), self._price.random(), self._price.random()
         if kind * (jumps + steps) < jumps:
-            ticks = min(_JUMP_MOST_TICKS, 1 + int(math.log(1.0 - size) / self._jump_log)) if self._jump_log else 1
+            ticks = min(_JUMP_MOST_TICKS, 1 + int(log(1.0 - size) / self._jump_log)) if self._jump_log else 1
             up = side < 0.5 + 0.5 * self._config.predictability * self._felt
             self._jump(ticks if up or self.bids.best - ticks < _FLOOR_TICKS else -ticks, at_us)
         else:
@@ -423,19 +373,28 @@ class _Symbol:
         One update, since half of a jump would foretell its other half.
         """
         swept, followed = (self.asks, self.bids) if shift > 0 else (self.bids, self.asks)
-        fills = 0
+        fills: list[tuple[int, int]] = []
         for distance in range(abs(shift)):
             tick = swept.best - swept.sign * distance
             lots = swept.levels.get(tick)
-            if lots is not None and fills < _SWEEP_FILLS_MOST:
+            if lots is not None and len(fills) < _SWEEP_FILLS_MOST:
                 self._fill(tick, shift < 0, lots, at_us)
-                fills += 1
+                fills.append((tick, lots))
+        if self._liquidations.random() < _LIQUIDATED and fills:
+            self._liquidate(Liquidation(shift < 0, fills, at_us // _MS_US), at_us)
         self._set_best(swept, swept.best + shift)
         old = followed.best
         self._set_best(followed, old + shift)
         for tick in range(min(old, followed.best) + 1, max(old, followed.best)):
-            if self._flow.random() < _DENSITY:
+            if self._draw() < _DENSITY:
                 followed.put(tick, self._lots(1.0))
+
+    def _liquidate(self, order: Liquidation, at_us: int) -> None:
+        if self._liquidation is None:
+            self._schedule(at_us + FORCE_WINDOW_MS * _MS_US, _FORCE)
+        elif order.notional <= self._liquidation.notional:
+            return
+        self._liquidation = order
 
     def _set_best(self, side: _Side, tick: int) -> None:
         """Levels in front of the new best go; there is always more than one lot at it."""
@@ -448,7 +407,7 @@ class _Symbol:
     # Order flow: draws from `_flow` decide quantities and trades
 
     def _flow_event(self, at_us: int, out: list[MarketFrame]) -> None:
-        draw = self._flow.random()
+        draw = self._draw()
         if draw < _AT_TOUCH:
             self._touch_event(self.bids if draw < _AT_TOUCH / 2 else self.asks)
             self._send_quote(at_us, out)
@@ -460,10 +419,11 @@ class _Symbol:
 
     def _touch_event(self, side: _Side) -> None:
         """A limit order or a cancellation at the best price: the queue returns to its usual size, which the push leans."""
-        usual = self._touch_lots * (1.0 + _QUEUE_LEAN * self._push * side.sign)
+        touch_lots = self._touch_lots
+        usual = touch_lots * (1.0 + _QUEUE_LEAN * self._push * side.sign)
         queue = side.levels[side.best]
-        size = 1 + int(self._flow.expovariate(1.0) * self._touch_lots * 0.15)
-        if self._flow.random() * (queue + usual) < usual or queue < 2:
+        size = 1 + int(-log(1.0 - self._draw()) * touch_lots * 0.15)
+        if self._draw() * (queue + usual) < usual or queue < 2:
             queue += size
         else:
             queue -= min(size, queue - 1)
@@ -471,8 +431,8 @@ class _Symbol:
 
     def _market_order(self, at_us: int) -> bool:
         """A taker order that leaves something at the best price; whether there was enough for one."""
-        buys = self._flow.random() < 0.5 + 0.5 * _PUSH_LEAN * self._push
-        size = 1 + int(self._flow.expovariate(1.0) * self._touch_lots * 0.08)
+        buys = self._draw() < 0.5 + 0.5 * _PUSH_LEAN * self._push
+        size = 1 + int(-log(1.0 - self._draw()) * self._touch_lots * 0.08)
         side = self.asks if buys else self.bids
         queue = side.levels[side.best]
         if queue < 2:
@@ -484,15 +444,15 @@ class _Symbol:
 
     def _deep_event(self, side: _Side) -> bool:
         """A limit order or a cancellation behind the best price; whether the price is one."""
-        draw = self._flow.random()
+        draw = self._draw()
         if draw < _WIDE_SHARE:
             distance = 1 + int(draw / _WIDE_SHARE * _WINDOW_TICKS)
         else:
-            distance = 1 + min(_WINDOW_TICKS, int(self._flow.expovariate(1 / _DEEP_MEAN_TICKS)))
+            distance = 1 + min(_WINDOW_TICKS, int(-log(1.0 - self._draw()) / (1 / _DEEP_MEAN_TICKS)))
         tick = side.best - side.sign * distance
         if tick < 1:
             return False
-        if tick in side.levels and self._flow.random() < 0.5:
+        if tick in side.levels and self._draw() < 0.5:
             side.drop(tick)
         else:
             side.put(tick, self._lots(1.0))
@@ -502,10 +462,12 @@ class _Symbol:
         """Cancel what the market has left far behind, so that a book stays bounded."""
         changed = False
         for side in (self.bids, self.asks):
-            far = [tick for tick in side.levels if (side.best - tick) * side.sign > 3 * _WINDOW_TICKS]
-            for tick in far:
+            deepest = min(side.levels) if side.sign > 0 else max(side.levels)
+            if (side.best - deepest) * side.sign <= _FAR_TICKS:
+                continue
+            for tick in [tick for tick in side.levels if (side.best - tick) * side.sign > _FAR_TICKS]:
                 side.drop(tick)
-            changed = changed or bool(far)
+            changed = True
         if changed:
             self._new_update(at_us)
 
@@ -514,22 +476,22 @@ class _Symbol:
             side.put(side.best, 1 + self._lots(1.0))
             for distance in range(1, _WINDOW_TICKS + 1):
                 tick = side.best - side.sign * distance
-                if tick >= 1 and self._flow.random() < _DENSITY:
+                if tick >= 1 and self._draw() < _DENSITY:
                     side.put(tick, self._lots(1.0))
             side.dirty.clear()
 
     def _lots(self, lean: float) -> int:
         """A heavy-tailed size around the usual one."""
         scale = self._touch_lots * lean
-        if self._flow.random() < 0.05:
+        if self._draw() < 0.05:
             scale *= 5
-        return 1 + int(self._flow.expovariate(1.0) * scale)
+        return 1 + int(-log(1.0 - self._draw()) * scale)
 
     def _fill(self, tick: int, taker_sold: bool, lots: int, at_us: int) -> None:
         """A taker order's fills at one price: they join the newest aggTrade or open one."""
         at_ms = at_us // _MS_US
         first_id = self._trade_id
-        self._trade_id += 1 + min(lots - 1, int(self._flow.expovariate(1.0)))
+        self._trade_id += 1 + min(lots - 1, int(-log(1.0 - self._draw())))
         if self._aggregates:
             newest = self._aggregates[-1]
             if (
@@ -541,7 +503,7 @@ class _Symbol:
                 newest.lots += lots
                 newest.last_id = self._trade_id - 1
                 return
-        self._aggregates.append(_Aggregate(tick, taker_sold, lots, first_id, self._trade_id - 1, at_ms))
+        self._aggregates.append(Aggregate(tick, taker_sold, lots, first_id, self._trade_id - 1, at_ms))
         lag_ms = AGG_WINDOW_MS + self._flow.randrange(AGG_LAG_MOST_MS)
         self._last_agg_us = max(self._last_agg_us, (at_ms + lag_ms) * _MS_US)
         self._schedule(self._last_agg_us, _AGG)
@@ -549,103 +511,37 @@ class _Symbol:
     # Frames
 
     def _new_id(self) -> int:
-        self._ids.last += 2 + int(self._flow.random() * _UPDATE_ID_GAP)
-        return self._ids.last
+        ids = self._ids
+        ids.last += 2 + int(self._draw() * _UPDATE_ID_GAP)
+        return ids.last
 
     def _new_update(self, at_us: int) -> None:
-        self.update_id = self._new_id()
+        self._update_id = self._new_id()
         self._changed_us = at_us
         if not self._first_id:
-            self._first_id = self.update_id
+            self._first_id = self._update_id
 
     def _send_quote(self, at_us: int, out: list[MarketFrame]) -> None:
         """One update of the book, and the bookTicker that shows it."""
         self._new_update(at_us)
-        at_ms = at_us // _MS_US
         bids, asks = self.bids, self.asks
-        symbol = self.spec.symbol
-        frame = (
-            f'{{"stream":"{self._quote_stream}","data":{{"e":"bookTicker","u":{self.update_id},"s":"{symbol}",'
-            f'"ps":"{symbol}","b":"{self._px(bids.best)}","B":"{self._qty(bids.levels[bids.best])}",'
-            f'"a":"{self._px(asks.best)}","A":"{self._qty(asks.levels[asks.best])}",'
-            f'"T":{at_ms},"E":{at_ms + 1},"st":1}}}}'
-        )
-        out.append((self._quote_stream, frame.encode(), at_ms + 1))
+        bid, ask = bids.best, asks.best
+        out.append(self._wire.quote(self._update_id, bid, bids.levels[bid], ask, asks.levels[ask], at_us // _MS_US))
 
     def _send_depth(self, at_us: int, out: list[MarketFrame]) -> None:
         """The levels that changed, with absolute quantities; nothing where nothing changed."""
         if not self._first_id:
             return
-        event_ms = at_us // _MS_US + 1
-        symbol = self.spec.symbol
-        frame = (
-            f'{{"stream":"{self._depth_stream}","data":{{"e":"depthUpdate","E":{event_ms},'
-            f'"T":{self._changed_us // _MS_US},"s":"{symbol}","ps":"{symbol}","U":{self._first_id},'
-            f'"u":{self.update_id},"pu":{self._last_depth_id},'
-            f'"b":[{self._changes(self.bids)}],"a":[{self._changes(self.asks)}],"st":1}}}}'
-        )
-        self._last_depth_id = self.update_id
+        ids = (self._first_id, self._update_id, self._last_depth_id)
+        changed_ms, event_ms = self._changed_us // _MS_US, at_us // _MS_US + 1
+        out.append(self._wire.depth(ids, changed_ms, event_ms, self.bids.changes(), self.asks.changes()))
+        self._last_depth_id = self._update_id
         self._first_id = 0
-        out.append((self._depth_stream, frame.encode(), event_ms))
-
-    def _changes(self, side: _Side) -> str:
-        levels = side.levels
-        text = ",".join([f'["{self._px(tick)}","{self._qty(levels.get(tick, 0))}"]' for tick in sorted(side.dirty)])
-        side.dirty.clear()
-        return text
-
-    def _send_aggregate(self, at_us: int, out: list[MarketFrame]) -> None:
-        trade = self._aggregates.popleft()
-        event_ms = at_us // _MS_US + 1
-        quantity = self._qty(trade.lots)
-        frame = (
-            f'{{"stream":"{self._agg_stream}","data":{{"e":"aggTrade","E":{event_ms},"a":{self._agg_id},'
-            f'"s":"{self.spec.symbol}","p":"{self._px(trade.tick)}","q":"{quantity}","nq":"{quantity}",'
-            f'"f":{trade.first_id},"l":{trade.last_id},"T":{trade.ts_ms},'
-            f'"m":{"true" if trade.taker_sold else "false"},"st":1}}}}'
-        )
-        self._agg_id += 1
-        out.append((self._agg_stream, frame.encode(), event_ms))
-
-    def _send_mark(self, at_us: int, out: list[MarketFrame]) -> None:
-        """Mark price: the mid; the stream without a suffix every 3 s."""
-        event_ms = at_us // _MS_US + 1
-        mid = (self.bids.best + self.asks.best) * self._tick_units * 10 ** (8 - self.spec.price_decimals) // 2
-        mark, index = _decimal(mid, 8), _decimal(mid - mid // 5_000, 8)
-        data = (
-            f'{{"e":"markPriceUpdate","E":{event_ms},"s":"{self.spec.symbol}","p":"{mark}","ap":"{mark}",'
-            f'"P":"{index}","i":"{index}","r":"0.00010000","T":{(event_ms // FUNDING_MS + 1) * FUNDING_MS},"st":1}}'
-        )
-        every = 3 * _SEC_US // _MS_US
-        for stream in (f"{self._mark_stream}@1s", *((self._mark_stream,) if event_ms % every == 0 else ())):
-            out.append((stream, f'{{"stream":"{stream}","data":{data}}}'.encode(), event_ms))
 
     def snapshot(self, limit: int, at_ms: int) -> bytes:
         """Body of `GET /fapi/v1/depth`."""
-        sides = (
-            ",".join(f'["{self._px(tick)}","{self._qty(side.levels[tick])}"]' for tick in self._best_first(side, limit))
-            for side in (self.bids, self.asks)
-        )
-        bids, asks = sides
-        return (
-            f'{{"lastUpdateId":{self.update_id},"E":{at_ms},"T":{self._changed_us // _MS_US},'
-            f'"bids":[{bids}],"asks":[{asks}]}}'
-        ).encode()
-
-    @staticmethod
-    def _best_first(side: _Side, limit: int) -> list[int]:
-        return sorted(side.levels, reverse=side.sign > 0)[:limit]
-
-    def _px(self, tick: int) -> str:
-        text = self._price_texts.get(tick)
-        if text is None:
-            if len(self._price_texts) >= _TEXTS_KEPT:
-                self._price_texts.clear()
-            text = self._price_texts[tick] = _decimal(tick * self._tick_units, self.spec.price_decimals)
-        return text
-
-    def _qty(self, lots: int) -> str:
-        return _decimal(lots * self._step_units, self.spec.qty_decimals)
+        bids, asks = self.bids.best_first(limit), self.asks.best_first(limit)
+        return self._wire.snapshot(self._update_id, self._changed_us // _MS_US, at_ms, bids, asks)
 
 
 class SyntheticMarket:
@@ -667,7 +563,7 @@ class SyntheticMarket:
         """
         Parameters
         ----------
-        specs : looks of symbols that are not, or should not be as, in `SPECS`.
+        specs : looks of symbols that should not be as `spec_of` has them.
         flow_seed : another seed for the order flow alone; at predictability 0 the best prices stay what they were.
 
         Raises
@@ -680,6 +576,7 @@ class SyntheticMarket:
         own = {each.symbol: each for each in specs}
         chosen = [own.get(symbol) or spec_of(symbol) for symbol in sorted(symbols)]
         self.config = config or SyntheticConfig()
+        self.start_ms = start_ms
         self.now_ms = start_ms
         """Simulated time: every frame with E up to here has been given out."""
         self._heap: _Heap = []
@@ -711,8 +608,13 @@ class SyntheticMarket:
         symbols = self._symbols
         end_us = to_ms * _MS_US
         while heap[0][0] < end_us:
-            at_us, kind, index, generation = heappop(heap)
-            symbols[index].run(kind, generation, at_us, out)
+            at_us, kind, index, generation = heap[0]
+            symbol = symbols[index]
+            # All that an event schedules lies behind it: it is still the first of the heap afterwards.
+            if generation == symbol.generations[kind] and (next_us := symbol.run(kind, at_us, out)):
+                heapreplace(heap, (next_us, kind, index, generation))
+            else:
+                heappop(heap)
         self.now_ms = max(self.now_ms, to_ms)
         return out
 
@@ -737,13 +639,5 @@ def _jump_law(spec: SymbolSpec) -> tuple[float, float]:
     square = ticks * ticks / _JUMPS_PER_SEC
     if square <= 1.0:
         return _JUMPS_PER_SEC * square, 0.0
-    mean = (1.0 + math.sqrt(1.0 + 8.0 * square)) / 4.0
-    return _JUMPS_PER_SEC, math.log1p(-1.0 / mean)
-
-
-def _decimal(units: int, decimals: int) -> str:
-    """`845511`, 1 -> `84551.1`."""
-    if not decimals:
-        return str(units)
-    whole, fraction = divmod(units, 10**decimals)
-    return f"{whole}.{fraction:0{decimals}d}"
+    mean = (1.0 + sqrt(1.0 + 8.0 * square)) / 4.0
+    return _JUMPS_PER_SEC, log1p(-1.0 / mean)

@@ -21,9 +21,10 @@ import msgspec
 from orderflow.capture import CaptureInfo, frames, rest_body, rest_symbol, scan, stream_of, symbol_of_stream
 from orderflow.errors import CaptureError, ConfigError
 from orderflow.venues.binance.sim.history import TradeHistory
-from orderflow.venues.binance.sim.hub import Frame, Hub, Route
+from orderflow.venues.binance.sim.hub import Hub
 from orderflow.venues.binance.sim.instruments import Instrument, infer_instrument
-from orderflow.venues.binance.sim.source import SnapshotUnavailable
+from orderflow.venues.binance.sim.source import Frame, SnapshotUnavailable, limited_book
+from orderflow.venues.binance.streams import Route
 
 logger = logging.getLogger(__name__)
 
@@ -209,6 +210,8 @@ class CaptureSource:
         self._instruments = _infer(path, chosen)
         self._newest = b""
         self._newest_ms = _first_time_ms(path)
+        self._elapsed_ms = 0
+        self._ended_at: float | None = None
 
     @property
     def instruments(self) -> dict[str, Instrument]:
@@ -224,7 +227,17 @@ class CaptureSource:
             self._newest = b""
         return self._newest_ms
 
+    def elapsed_ms(self) -> int:
+        """By the receive times of the file; once it is over, time goes on at its own pace."""
+        if self._ended_at is None:
+            return self._elapsed_ms
+        return self._elapsed_ms + int((time.monotonic() - self._ended_at) * 1_000)
+
     # Requests
+
+    def book(self, symbol: str, limit: int) -> bytes | None:
+        book = self._books[symbol]
+        return book.body(limit, self.server_time_ms()) if book.whole else None
 
     async def snapshot(self, symbol: str, limit: int) -> bytes:
         book = self._books[symbol]
@@ -261,6 +274,7 @@ class CaptureSource:
             if wait_sec > 0:
                 await asyncio.sleep(wait_sec)
             self.counts.position += 1
+            self._elapsed_ms = max(self._elapsed_ms, (rx_ns - self.info.first_rx_ns) // 1_000_000)
             if conn == "rest":
                 paused_at = time.monotonic()
                 await self._play_snapshot(hub, frame)
@@ -268,6 +282,9 @@ class CaptureSource:
             elif routed := self._route(conn, frame):
                 batch.append(routed)
         await self._send(hub, batch)
+        hub.publish_held()
+        await hub.drain()
+        self._ended_at = time.monotonic()
         self.done = True
         self._release_all()
         logger.info("capture played: %d frames", self.counts.position)
@@ -309,7 +326,7 @@ class CaptureSource:
             # Played all the same: whoever records oddities wants to see them again.
             self.counts.undecodable[kind] = self.counts.undecodable.get(kind, 0) + 1
         self._newest = frame
-        return Frame("market" if conn == "market" else "public", stream, frame)
+        return Frame("market" if conn == "market" else "public", stream, frame, self._elapsed_ms)
 
     async def _play_snapshot(self, hub: Hub, frame: bytes) -> None:
         symbol = rest_symbol(frame) or ""
@@ -347,7 +364,7 @@ class CaptureSource:
     def _answer(self, symbol: str, body: bytes) -> None:
         for held in self._held[symbol]:
             if not held.answer.done():
-                held.answer.set_result(_limited(body, held.limit))
+                held.answer.set_result(body if held.limit >= SNAPSHOT_LEVELS else limited_book(body, held.limit))
                 self.counts.recorded_answers += 1
 
     def _release_all(self) -> None:
@@ -408,16 +425,6 @@ def _streams_of(info: CaptureInfo, symbols: frozenset[str]) -> dict[str, str]:
 
 def _route_of(stream: str) -> Route:
     return "market" if stream.endswith("@aggTrade") else "public"
-
-
-def _limited(body: bytes, limit: int) -> bytes:
-    """The recorded body as it is, unless fewer levels were asked for than it holds."""
-    if limit >= SNAPSHOT_LEVELS:
-        return body
-    answer = msgspec.json.decode(body)
-    for side in ("bids", "asks"):
-        answer[side] = answer[side][:limit]
-    return msgspec.json.encode(answer)
 
 
 def _first_time_ms(path: Path) -> int:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, Final
+from typing import Any, Final, NamedTuple, TypeAlias
 
 import msgspec
-from aiohttp import web
 
+from orderflow.venues.binance.sim.damage import shifted
+from orderflow.venues.binance.sim.faults import FaultEngine, RestFault
 from orderflow.venues.binance.sim.instruments import WEIGHT_PER_MINUTE, exchange_info
-from orderflow.venues.binance.sim.source import MarketSource, SnapshotUnavailable
+from orderflow.venues.binance.sim.source import MarketSource, SnapshotUnavailable, limited_book
 
 DEPTH_WEIGHTS: Final = {5: 2, 10: 2, 20: 2, 50: 2, 100: 5, 500: 10, 1000: 20}
 DEPTH_LIMIT_DEFAULT: Final = 500
@@ -22,7 +24,34 @@ TRADES_LIMIT_MOST: Final = 1000
 TRADES_SPAN_MOST_MS: Final = 3_600_000
 ADDRESSES_MOST: Final = 10_000
 
-Handler = Callable[[Mapping[str, str]], Awaitable[bytes]]
+DEPTH_LIMIT_MOST: Final = 1000
+HANG_MOST_SEC: Final = 3_600.0
+
+FAILURES: Final = (
+    "Internal error; unable to process your request. Please try again.",
+    "Service Unavailable.",
+    "Unknown error, please check your request or try again later.",
+    "Request throttled by system-level protection. Reduce-only/close-position orders are exempt. Please try again.",
+)
+"""Texts of a 503, chosen by the value of rest_503."""
+_FAILURE_CODES: Final = (-1001, -1000, -1000, -1008)
+"""Of the second and third the documentation gives the text alone; -1000 is its code for an unknown error."""
+_REGION: Final = (
+    "Service unavailable from a restricted location according to 'b. Eligibility' in https://www.binance.com/en/terms. "
+    "Please contact customer service if you believe you received this message in error."
+)
+_UNWEIGHED: Final = frozenset({"rest_451", "rest_503"})
+"""Refused before anybody counts."""
+_WEIGHED: Final = frozenset({"rest_418", "rest_429"})
+
+
+class _Request(NamedTuple):
+    query: Mapping[str, str]
+    fault: RestFault | None
+    now_ms: int
+
+
+Handler: TypeAlias = Callable[[_Request], Awaitable[bytes]]
 
 
 class RestError(Exception):
@@ -31,6 +60,7 @@ class RestError(Exception):
     def __init__(self, status: int, code: int, message: str, headers: Mapping[str, str] | None = None) -> None:
         super().__init__(message)
         self.status = status
+        self.code = code
         self.body = msgspec.json.encode({"code": code, "msg": message})
         self.headers = dict(headers or {})
 
@@ -62,86 +92,129 @@ class WeightLimit:
             raise RestError(
                 429,
                 -1003,
-                f"Too many requests; current limit of IP({address}) is {self._per_minute} requests per minute. "
-                "Please use the websocket for live updates to avoid polling the API.",
+                _too_many(address, self._per_minute),
                 {"Retry-After": str(max(1, int((minute + 1) * 60 - now) + 1)), "X-MBX-USED-WEIGHT-1M": str(used)},
             )
         return used
 
 
-class RestApi:
-    """The endpoints of `/fapi/v1` that give market data."""
+class Reply(NamedTuple):
+    """An answer, of whatever carries it."""
 
-    def __init__(self, source: MarketSource, weights: WeightLimit | None = None) -> None:
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
+class RestApi:
+    """The endpoints of `/fapi/v1` that give market data. Knows nothing of HTTP servers: see `answer`."""
+
+    def __init__(
+        self, source: MarketSource, weights: WeightLimit | None = None, engine: FaultEngine | None = None
+    ) -> None:
         self._source = source
         self._weights = weights or WeightLimit()
+        self._engine = engine or FaultEngine()
+        self._endpoints: dict[str, tuple[Handler, Callable[[Mapping[str, str]], int]]] = {
+            "/fapi/v1/ping": (self._ping, lambda _: 1),
+            "/fapi/v1/time": (self._time, lambda _: 1),
+            "/fapi/v1/exchangeInfo": (self._exchange_info, lambda _: 1),
+            "/fapi/v1/depth": (self._depth, _depth_weight),
+            "/fapi/v1/aggTrades": (self._agg_trades, lambda _: TRADES_WEIGHT),
+        }
         self.requests: dict[str, int] = {}
         self.errors: dict[str, int] = {}
         """By HTTP status and Binance's code."""
 
-    def routes(self) -> list[web.RouteDef]:
-        """For an aiohttp application."""
-        table: dict[str, tuple[Handler, Callable[[Mapping[str, str]], int]]] = {
-            "ping": (self._ping, lambda _: 1),
-            "time": (self._time, lambda _: 1),
-            "exchangeInfo": (self._exchange_info, lambda _: 1),
-            "depth": (self._depth, _depth_weight),
-            "aggTrades": (self._agg_trades, lambda _: TRADES_WEIGHT),
-        }
-        return [
-            web.get(f"/fapi/v1/{name}", self._endpoint(name, handler, weight))
-            for name, (handler, weight) in table.items()
-        ]
+    @property
+    def paths(self) -> tuple[str, ...]:
+        return tuple(self._endpoints)
 
-    def _endpoint(
-        self, name: str, handler: Handler, weight_of: Callable[[Mapping[str, str]], int]
-    ) -> Callable[[web.Request], Awaitable[web.Response]]:
-        async def endpoint(request: web.Request) -> web.Response:
-            self.requests[name] = self.requests.get(name, 0) + 1
-            headers: dict[str, str] = {}
-            try:
-                used = self._weights.take(request.remote or "unknown", weight_of(request.query))
-                headers["X-MBX-USED-WEIGHT-1M"] = str(used)
-                body = await handler(request.query)
-            except RestError as error:
-                return self._refusal(error, headers)
-            except SnapshotUnavailable:
-                text = "Internal error; unable to process your request. Please try again."
-                return self._refusal(RestError(503, -1001, text), headers)
-            return web.Response(body=body, content_type="application/json", headers=headers)
+    async def answer(self, path: str, query: Mapping[str, str], address: str, now_ms: int) -> Reply | None:
+        """What a GET request gets. Waits only where the market or a fault does, with the event loop's timers.
 
-        return endpoint
+        Parameters
+        ----------
+        path, query : decoded, as `/fapi/v1/depth` and its parameters.
+        address : the client's, by which weight is counted.
+        now_ms : time since the exchange opened, for faults.
 
-    def _refusal(self, error: RestError, headers: dict[str, str]) -> web.Response:
-        code = msgspec.json.decode(error.body)["code"]
-        name = f"{error.status}/{code}"
+        Returns
+        -------
+        The answer; None where none ever comes and the connection is to be cut.
+        """
+        endpoint = self._endpoints.get(path)
+        if endpoint is None:
+            return self._refused(RestError(404, -5000, f"Path {path}, Method GET is invalid"), {})
+        handler, weight_of = endpoint
+        name = path.rpartition("/")[2]
+        self.requests[name] = self.requests.get(name, 0) + 1
+        self.keep_books(now_ms)
+        fault = None if self._engine.idle else self._engine.rest(now_ms, path, query)
+        if fault is not None and fault.kind == "rest_timeout":
+            await asyncio.sleep(_seconds(fault.end_ms - now_ms))
+            return None
+        headers: dict[str, str] = {}
+        try:
+            if fault is not None and fault.kind in _UNWEIGHED:
+                raise fault_error(fault, address, now_ms, self._time_ms(now_ms))
+            headers["X-MBX-USED-WEIGHT-1M"] = str(self._weights.take(address, weight_of(query)))
+            if fault is not None and fault.kind in _WEIGHED:
+                raise fault_error(fault, address, now_ms, self._time_ms(now_ms))
+            reply = Reply(200, headers, await handler(_Request(query, fault, now_ms)))
+        except RestError as error:
+            reply = self._refused(error, headers)
+        except SnapshotUnavailable:
+            reply = self._refused(RestError(503, -1001, FAILURES[0]), headers)
+        if fault is not None and fault.kind == "slow_snapshot":
+            # The book of the time of asking, late: it is as old as it can be when it arrives.
+            await asyncio.sleep(_seconds(fault.value))
+        return reply
+
+    def keep_books(self, now_ms: int) -> None:
+        """Keep the books that stale_snapshot will answer with; to be called as time goes on."""
+        if self._engine.idle:
+            return
+        for fault, symbol in self._engine.books_to_keep(now_ms):
+            for each in (symbol,) if symbol else tuple(self._source.instruments):
+                body = self._source.book(each, DEPTH_LIMIT_MOST) if each in self._source.instruments else None
+                if body is not None:
+                    self._engine.keep_book(fault, each, body)
+
+    def _refused(self, error: RestError, headers: dict[str, str]) -> Reply:
+        name = f"{error.status}/{error.code}"
         self.errors[name] = self.errors.get(name, 0) + 1
-        return web.Response(
-            status=error.status,
-            body=error.body,
-            content_type="application/json",
-            headers={**headers, **error.headers},
-        )
+        return Reply(error.status, {**headers, **error.headers}, error.body)
 
-    async def _ping(self, _: Mapping[str, str]) -> bytes:
+    def _time_ms(self, now_ms: int) -> int:
+        """The exchange's clock, which may have jumped."""
+        return self._source.server_time_ms() + self._engine.clock_shift_ms(now_ms)
+
+    async def _ping(self, _: _Request) -> bytes:
         return b"{}"
 
-    async def _time(self, _: Mapping[str, str]) -> bytes:
-        return msgspec.json.encode({"serverTime": self._source.server_time_ms()})
+    async def _time(self, request: _Request) -> bytes:
+        return msgspec.json.encode({"serverTime": self._time_ms(request.now_ms)})
 
-    async def _exchange_info(self, _: Mapping[str, str]) -> bytes:
-        return msgspec.json.encode(exchange_info(self._source.instruments.values(), self._source.server_time_ms()))
+    async def _exchange_info(self, request: _Request) -> bytes:
+        return msgspec.json.encode(exchange_info(self._source.instruments.values(), self._time_ms(request.now_ms)))
 
-    async def _depth(self, query: Mapping[str, str]) -> bytes:
+    async def _depth(self, request: _Request) -> bytes:
+        query, fault, now_ms = request
         symbol = self._symbol(query)
         limit = _integer(query, "limit")
         if limit is None:
             limit = DEPTH_LIMIT_DEFAULT
         elif limit not in DEPTH_WEIGHTS:
             raise RestError(400, -4021, f"{limit} is not valid depth limit")
-        return await self._source.snapshot(symbol, limit)
+        if fault is not None and fault.kind == "stale_snapshot":
+            return limited_book(fault.body, limit)
+        body = await self._source.snapshot(symbol, limit)
+        shift_ms = self._engine.clock_shift_ms(now_ms)
+        return shifted(body, shift_ms) if shift_ms else body
 
-    async def _agg_trades(self, query: Mapping[str, str]) -> bytes:
+    async def _agg_trades(self, request: _Request) -> bytes:
+        query = request.query
         symbol = self._symbol(query)
         given: dict[str, int | None] = {name: _integer(query, name) for name in ("fromId", "startTime", "endTime")}
         limit = _integer(query, "limit")
@@ -170,6 +243,32 @@ class RestApi:
 
     def status(self) -> dict[str, Any]:
         return {"requests": dict(sorted(self.requests.items())), "errors": dict(sorted(self.errors.items()))}
+
+
+def fault_error(fault: RestFault, address: str, now_ms: int, exchange_ms: int) -> RestError:
+    """The refusal that a fault wants, until it ends."""
+    left_ms = max(0, fault.end_ms - now_ms)
+    retry_after = {"Retry-After": str(-(-left_ms // 1_000))}
+    if fault.kind == "rest_418":
+        text = f"Way too many requests; IP({address}) banned until {exchange_ms + left_ms}. "
+        return RestError(418, -1003, text + "Please use the websocket for live updates to avoid bans.", retry_after)
+    if fault.kind == "rest_429":
+        return RestError(429, -1003, _too_many(address, WEIGHT_PER_MINUTE), retry_after)
+    if fault.kind == "rest_451":
+        return RestError(451, 0, _REGION)
+    number = int(fault.value)
+    return RestError(503, _FAILURE_CODES[number], FAILURES[number])
+
+
+def _too_many(address: str, per_minute: int) -> str:
+    return (
+        f"Too many requests; current limit of IP({address}) is {per_minute} requests per minute. "
+        "Please use the websocket for live updates to avoid polling the API."
+    )
+
+
+def _seconds(ms: float) -> float:
+    return min(HANG_MOST_SEC, max(0.0, ms / 1_000))
 
 
 def _integer(query: Mapping[str, str], name: str) -> int | None:

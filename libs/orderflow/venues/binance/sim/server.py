@@ -5,21 +5,27 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Final
 
+import msgspec
 from aiohttp import web
 
-from orderflow.errors import OrderflowError
-from orderflow.venues.binance.sim.hub import Hub, Route, SocketRules
+from orderflow.errors import ConfigError, OrderflowError
+from orderflow.venues.binance.sim.faults import DRAWN_KINDS, Fault, FaultEngine, FaultPlan
+from orderflow.venues.binance.sim.hub import Hub, SocketRules
 from orderflow.venues.binance.sim.rest import RestApi, WeightLimit
 from orderflow.venues.binance.sim.source import MarketSource
+from orderflow.venues.binance.streams import Route
 
 logger = logging.getLogger(__name__)
 
 _STOP_SEC: Final = 3.0
+_FAULT_STEP_SEC: Final = 0.005
+"""While a plan is on, its time is looked at so often, also where the market is quiet."""
+LEDGER_SHOWN: Final = 1_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +37,7 @@ class ServerOptions:
     """0: any free port."""
     rules: SocketRules = SocketRules()  # noqa: RUF009 (frozen)
     weight_per_minute: int = 2400
+    faults: FaultPlan = FaultPlan()  # noqa: RUF009 (frozen)
 
 
 class SimExchange:
@@ -38,18 +45,28 @@ class SimExchange:
 
     Sockets: `/public/stream`, `/market/stream`, their raw forms `/public/ws`, `/market/ws`, and the un-routed `/stream`
     and `/ws`, which since April 2026 carry public data alone. REST: `/fapi/v1/...`. For its own state: `/sim/status`
-    (also `/status`), `/healthz`, `/readyz`.
+    (also `/status`), `/healthz`, `/readyz`. What is to go wrong: `/sim/faults`, GET and POST.
     """
 
     def __init__(self, source: MarketSource, options: ServerOptions | None = None) -> None:
+        """
+        Raises
+        ------
+        ConfigError
+            The plan has a fault that only simulated time can have.
+        """
         self.source = source
         self.options = options or ServerOptions()
-        self.hub = Hub(self.options.rules)
-        self.rest = RestApi(source, WeightLimit(self.options.weight_per_minute))
+        _check_faults(self.options.faults.faults)
+        self.engine = FaultEngine(self.options.faults)
+        self.hub = Hub(self.options.rules, self.engine, source.elapsed_ms)
+        self.rest = RestApi(source, WeightLimit(self.options.weight_per_minute), self.engine)
         self.port = 0
         self._runner: web.AppRunner | None = None
         self._source_task: asyncio.Task[None] | None = None
         self._housekeeping: asyncio.Task[None] | None = None
+        self._fault_clock: asyncio.Task[None] | None = None
+        self._faults_added = asyncio.Event()
 
     @property
     def url(self) -> str:
@@ -82,8 +99,10 @@ class SimExchange:
             ) from error
         self.port = self._runner.addresses[0][1]
         self._source_task = asyncio.create_task(self.source.run(self.hub))
-        self._source_task.add_done_callback(self._source_ended)
+        self._source_task.add_done_callback(self._task_ended)
         self._housekeeping = asyncio.create_task(self.hub.housekeeping())
+        self._fault_clock = asyncio.create_task(self._run_faults())
+        self._fault_clock.add_done_callback(self._task_ended)
 
     async def wait_failed(self) -> None:
         """Raises the source's error if it fails; returns never, for a capture that is over stays open to questions."""
@@ -93,7 +112,7 @@ class SimExchange:
 
     async def stop(self) -> None:
         """End the market, close every socket with 1001, stop listening. A second call does nothing."""
-        tasks = [task for task in (self._source_task, self._housekeeping) if task is not None]
+        tasks = [task for task in (self._source_task, self._housekeeping, self._fault_clock) if task is not None]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -122,6 +141,7 @@ class SimExchange:
             "done": self.source.done,
             "frames_sent": dict(hub.counts.sent),
             "frames_unsubscribed": dict(hub.counts.skipped),
+            "frames_deaf": hub.counts.deaf,
             "clients": len(hub.clients),
             "clients_connected": hub.counts.connected,
             "subscriptions": hub.subscriptions,
@@ -131,6 +151,7 @@ class SimExchange:
                 "closed": dict(sorted(hub.counts.closed.items())),
                 "rest": self.rest.status()["errors"],
             },
+            "faults": self.engine.status(),
             "rest_requests": self.rest.status()["requests"],
             self.source.name: self.source.status(),
         }
@@ -139,14 +160,16 @@ class SimExchange:
         task = self._source_task
         return task.exception() if task is not None and task.done() and not task.cancelled() else None
 
-    def _source_ended(self, task: asyncio.Task[None]) -> None:
+    def _task_ended(self, task: asyncio.Task[None]) -> None:
         error = None if task.cancelled() else task.exception()
         if error is not None:
-            logger.error("the market has failed: %s", error, exc_info=error)
+            what = "the market has" if task is self._source_task else "the faults have"
+            logger.error("%s failed: %s", what, error, exc_info=error)
 
     def _application(self) -> web.Application:
         app = web.Application(client_max_size=1 << 16)
-        app.add_routes(self.rest.routes())
+        app.add_routes([web.get(path, self._rest) for path in self.rest.paths])
+        app.add_routes([web.get("/sim/faults", self._show_faults), web.post("/sim/faults", self._add_faults)])
         app.add_routes([web.get(path, self._status_page) for path in ("/sim/status", "/status")])
         app.add_routes([web.get("/healthz", self._healthz), web.get("/readyz", self._readyz)])
         for prefix, route in (("/public", "public"), ("/market", "market"), ("", "public")):
@@ -167,6 +190,56 @@ class SimExchange:
             web.get(f"{prefix}/ws/{{names:.+}}", handler(False)),
         ]
 
+    # Faults
+
+    def add_faults(self, faults: Sequence[Fault]) -> None:
+        """Let things go wrong, at times relative to now. Raises `ConfigError`; then nothing is added."""
+        _check_faults(faults)
+        self.engine.add(self.source.elapsed_ms(), faults)
+        self._faults_added.set()
+
+    async def _run_faults(self) -> None:
+        """Move the faults' time on, which is the market's, until cancelled; costs nothing while there are none."""
+        while True:
+            if self.engine.idle:
+                self._faults_added.clear()
+                await self._faults_added.wait()
+            self.rest.keep_books(self.source.elapsed_ms())
+            self.hub.publish(())
+            await asyncio.sleep(_FAULT_STEP_SEC)
+
+    async def _show_faults(self, _: web.Request) -> web.Response:
+        """The plan, counts, and the newest entries of the ledger."""
+        newest = self.engine.ledger[-LEDGER_SHOWN:]
+        body = {
+            "plan": self.engine.plan,
+            "lines": self.engine.plan.lines(),
+            "status": self.engine.status(),
+            "ledger": [entry._asdict() for entry in newest],
+        }
+        return web.Response(body=msgspec.json.encode(body), content_type="application/json")
+
+    async def _add_faults(self, request: web.Request) -> web.Response:
+        try:
+            faults = FaultPlan.from_json(await request.read()).faults
+            self.add_faults(faults)
+        except ConfigError as error:
+            return web.json_response({"error": str(error)}, status=400)
+        return web.json_response({"added": [fault.text() for fault in faults], "now_ms": self.source.elapsed_ms()})
+
+    # REST
+
+    async def _rest(self, request: web.Request) -> web.Response:
+        address = request.remote or "unknown"
+        reply = await self.rest.answer(request.path, request.query, address, self.source.elapsed_ms())
+        if reply is None:
+            if request.transport is not None:
+                request.transport.abort()
+            return web.Response(status=504)
+        return web.Response(
+            status=reply.status, headers=reply.headers, body=reply.body, content_type="application/json"
+        )
+
     async def _status_page(self, _: web.Request) -> web.Response:
         return web.json_response(self.status())
 
@@ -181,6 +254,12 @@ class SimExchange:
         return web.json_response(
             {"code": -5000, "msg": f"Path {request.path}, Method {request.method} is invalid"}, status=404
         )
+
+
+def _check_faults(faults: Sequence[Fault]) -> None:
+    for fault in faults:
+        if fault.kind not in DRAWN_KINDS:
+            raise ConfigError(f"fault {fault.text()} needs simulated time: a server cannot move its clients' clocks")
 
 
 def _names(request: web.Request) -> list[str]:

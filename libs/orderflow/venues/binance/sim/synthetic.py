@@ -9,9 +9,11 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from orderflow.venues.binance.sim.history import TradeHistory
-from orderflow.venues.binance.sim.hub import Frame, Hub, Route
+from orderflow.venues.binance.sim.hub import Hub
 from orderflow.venues.binance.sim.instruments import Instrument
 from orderflow.venues.binance.sim.market import DEFAULT_SYMBOLS, MarketFrame, SyntheticConfig, SyntheticMarket
+from orderflow.venues.binance.sim.source import Frame
+from orderflow.venues.binance.streams import Route
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +62,7 @@ class SyntheticSource:
         self._seed = seed
         self._speed = speed
         self._start_ms = start_ms
+        self._opened_ms = opens_ms
         self._frames = 0
         self._lag_ms = 0
         self._lag_most_ms = 0
@@ -74,6 +77,12 @@ class SyntheticSource:
     def server_time_ms(self) -> int:
         return self._market.now_ms
 
+    def elapsed_ms(self) -> int:
+        return max(0, self._market.now_ms - self._opened_ms)
+
+    def book(self, symbol: str, limit: int) -> bytes:
+        return self._market.snapshot(symbol, limit)
+
     async def snapshot(self, symbol: str, limit: int) -> bytes:
         return self._market.snapshot(symbol, limit)
 
@@ -82,6 +91,7 @@ class SyntheticSource:
         begun_ms = _now_ms() if self._start_ms is None else self._start_ms
         begun = time.monotonic()
         self._remember(self._market.advance(begun_ms))
+        self._opened_ms = begun_ms
         while True:
             due_ms = begun_ms + int((time.monotonic() - begun) * 1_000 * self._speed)
             now_ms = self._market.now_ms
@@ -103,9 +113,11 @@ class SyntheticSource:
         config = self._market.config
         return {
             "seed": self._seed,
+            "start_ms": self._market.start_ms,
             "symbols": list(self._instruments),
             "speed": self._speed,
             "activity": config.activity,
+            "sessions": config.sessions,
             "predictability": config.predictability,
             "lead_ms": config.lead_ms,
             "horizon_ms": config.horizon_ms,
@@ -115,13 +127,13 @@ class SyntheticSource:
         }
 
     def _routed(self, frames: list[MarketFrame]) -> list[Frame]:
-        routes = self._routes
+        routes, opened_ms = self._routes, self._opened_ms
         routed = []
-        for stream, payload, _ in frames:
+        for stream, payload, event_ms in frames:
             route = routes.get(stream)
             if route is None:
                 route = routes[stream] = _route_of(stream)
-            routed.append(Frame(route, stream, payload))
+            routed.append(Frame(route, stream, payload, event_ms - opened_ms))
         return routed
 
     def _remember(self, frames: list[MarketFrame]) -> None:

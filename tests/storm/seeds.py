@@ -1,0 +1,30 @@
+"""Storms that were lost once, and why: each is run with the tests from then on.
+
+With the plan itself, for what a seed draws changes with the kinds of faults.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from orderflow.venues.binance.sim.faults import FaultPlan, parse_faults
+
+from tests.storm.plan import StormPlan
+from tests.storm.world import Options
+
+
+def _options(seed: int, minutes: float, faults: str) -> Options:
+    plan = StormPlan(exchange=FaultPlan(seed=seed, faults=parse_faults(faults)), machine=())
+    return Options(seed=seed, minutes=minutes, plan=plan)
+
+
+LOST_ONCE: Final[tuple[tuple[Options, str], ...]] = (
+    (
+        _options(
+            10,
+            2.5,
+            "close_1008@41640ms:route=public;half_open@42961ms:route=public;slow_snapshot@61404ms+17801ms:value=6914",
+        ),
+        "frames that a second socket had delivered before it took over from a half open one were not journalled",
+    ),
+)

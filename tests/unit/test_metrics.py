@@ -1,0 +1,241 @@
+"""Figures of ingestion: names, labels and bounds of what is scraped, and the file that holds the same."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+from orderflow.config import load
+from orderflow.ingest.metrics import (
+    MAX_LABELS,
+    MAX_SYMBOLS,
+    NormaliserCollector,
+    RecorderCollector,
+    newest_latencies_ms,
+)
+from orderflow.ingest.service import build
+from orderflow.streaming.codec import Codecs, schema_text
+from orderflow.streaming.memory_log import MemoryLog
+from orderflow.streaming.runtime import ServiceRuntime, Stats
+from orderflow.streaming.service import StatsCollector, keep_metrics_file, metrics_content
+from orderflow.topics import BY_NAME, EVENTS, JOURNAL, REJECTS, ROWS, TICKS
+from orderflow.venues.binance.normaliser import NormaliserConfig, NormaliserProcessor
+from prometheus_client import CollectorRegistry, generate_latest
+from venue_journal import Feed
+
+
+class FakeRecorder:
+    def __init__(self, **more: Any) -> None:
+        self.content: dict[str, Any] = {"frames_by_route": {"public": 0, "market": 0}, **more}
+
+    def status(self) -> dict[str, Any]:
+        return self.content
+
+
+def samples(*collectors: Any) -> dict[str, float]:
+    registry = CollectorRegistry()
+    for collector in collectors:
+        registry.register(collector)
+    generate_latest(registry)
+    figures: dict[str, float] = metrics_content("ingestion", registry)["metrics"]
+    return figures
+
+
+def test_names_that_users_rely_on_are_there_from_the_start() -> None:
+    found = samples(
+        NormaliserCollector(lambda: [NormaliserProcessor(NormaliserConfig())]), RecorderCollector(FakeRecorder())
+    )
+    assert {
+        'dedup_hits_total{stream="aggTrade"}',
+        'dedup_hits_total{stream="bookTicker"}',
+        'dedup_hits_total{stream="depth"}',
+        "ws_reconnects_total",
+        'recv_frames_total{route="public"}',
+        "backfilled_trades_total",
+        "lost_trades_total",
+        "oracle_checked_total",
+        "oracle_failed_total",
+        'books{state="synced"}',
+        'streams_silent{stream="depth"}',
+    } <= set(found)
+
+
+def test_what_the_normaliser_counts_is_exported() -> None:
+    feed = Feed(first_data_ms=5000)
+    feed.tick()
+    feed.quote(5, B="2", A="3")
+    feed.quote(5)
+    feed.quote(6, b="x")
+    feed.trade(1)
+    feed.trade(5)
+    feed.tick(300)
+    feed.tick(6000)
+    feed.synced()
+    feed.diff(21, 25, 20)
+    feed.diff(31, 40, 30)
+    feed.step("gap", {"reason": "dropped", "streams": ["bookTicker"], "frames": 7}, symbol="BTCUSDT")
+    feed.step("server_time", {"serverTime": feed.now_ms - 321})
+    found = samples(NormaliserCollector(lambda: [feed.processor]))
+    expected = {
+        'dedup_hits_total{stream="bookTicker"}': 1,
+        'rejects_total{reason="bad_price"}': 1,
+        'gaps_total{reason="pu_mismatch"}': 1,
+        'gaps_total{reason="dropped"}': 1,
+        'resyncs_total{reason="pu_mismatch"}': 1,
+        'missing_frames_total{reason="dropped"}': 7,
+        'market_events_total{event_type="backfill_needed"}': 1,
+        "lost_trades_total": 3,
+        "backfilled_trades_total": 0,
+        "oracle_checked_total": 0,
+        "oracle_skipped_total": 1,
+        "clock_drift_ms": 321,
+        'books{state="resyncing"}': 1,
+        'book_synced{symbol="BTCUSDT"}': 0,
+        'skew_ms{symbol="BTCUSDT"}': 6300,
+    }
+    assert {name: found.get(name) for name in expected} == expected
+
+
+def test_silent_streams_are_exported() -> None:
+    feed = Feed(first_data_ms=2000)
+    feed.quote(1)
+    for _ in range(20):
+        feed.tick()
+    found = samples(NormaliserCollector(lambda: [feed.processor]))
+    assert found['stream_silent{stream="depth",symbol="BTCUSDT"}'] == 1
+    assert found['streams_silent{stream="depth"}'] == 1
+    assert found['streams_silent{stream="bookTicker"}'] == 0
+
+
+def test_labels_of_symbols_are_bounded() -> None:
+    feed = Feed(first_data_ms=2000)
+    for number in range(MAX_SYMBOLS + 20):
+        feed.symbol = f"S{number:04}USDT"
+        feed.synced()
+    for _ in range(20):
+        feed.tick()
+    found = samples(NormaliserCollector(lambda: [feed.processor]))
+    assert len([name for name in found if name.startswith("book_synced")]) == MAX_SYMBOLS + 1
+    assert found['book_synced{symbol="other"}'] == 20
+    assert found['stream_silent{stream="bookTicker",symbol="other"}'] == 20
+    assert found['streams_silent{stream="bookTicker"}'] == MAX_SYMBOLS + 20
+    assert found['books{state="synced"}'] == MAX_SYMBOLS + 20
+
+
+def test_figures_of_several_partitions_are_summed() -> None:
+    feeds = [Feed("BTCUSDT"), Feed("ETHUSDT")]
+    for feed in feeds:
+        feed.quote(1)
+        feed.quote(1)
+    found = samples(NormaliserCollector(lambda: [feed.processor for feed in feeds]))
+    assert found['dedup_hits_total{stream="bookTicker"}'] == 2
+
+
+def test_every_number_of_the_recorders_status_is_exported() -> None:
+    status = {
+        "reconnects": {"public": {"silent": 2, "closed": 1}, "market": {"closed": 4}},
+        "dropped": {"aggTrade": 5},
+        "conflated": 6,
+        "routes": {"public": "up"},
+        "queue_frames": 7,
+        "ready": True,
+        "session": "abc",
+        "silence": {f"S{number}": number for number in range(MAX_LABELS + 50)},
+        "deep": {"a": {"b": {"c": 3}}, "d": 1},
+    }
+    found = samples(RecorderCollector(FakeRecorder(**status)))
+    expected = {
+        "ws_reconnects_total": 7,
+        "dropped_frames_total": 5,
+        "conflated_frames_total": 6,
+        'recorder_reconnects{detail="silent",key="public"}': 2,
+        'recorder_reconnects{detail="closed",key="market"}': 4,
+        'recorder_dropped{key="aggTrade"}': 5,
+        "recorder_queue_frames": 7,
+        "recorder_ready": 1,
+        'recorder_deep{detail="b/c",key="a"}': 3,
+        'recorder_deep{detail="",key="d"}': 1,
+    }
+    assert {name: found.get(name) for name in expected} == expected
+    silences = {name: value for name, value in found.items() if name.startswith("recorder_silence")}
+    assert len(silences) == MAX_LABELS + 1
+    assert sum(silences.values()) == sum(range(MAX_LABELS + 50))
+    assert not [name for name in found if "session" in name or "routes" in name]
+
+
+def test_the_rate_is_that_of_the_newest_stretch() -> None:
+    now = 100.0
+    recorder = FakeRecorder()
+    collector = RecorderCollector(recorder, lambda: now)
+    rates = []
+    for per_sec in [50] * 30 + [200] * 30:
+        now += 1.0
+        recorder.content["frames_by_route"]["public"] += per_sec
+        rates.append(samples(collector)['recv_rate_tps{route="public"}'])
+    assert rates[0] == rates[29] == 50
+    assert rates[-1] == 200
+    assert rates[32] == pytest.approx((7 * 50 + 3 * 200) / 10)
+
+
+def test_the_service_exports_them_before_the_first_frame(tmp_path: Path) -> None:
+    async def no_other(number: int) -> str:
+        raise AssertionError(number)
+
+    topics = (JOURNAL, ROWS, TICKS, EVENTS, REJECTS)
+    codecs = Codecs(
+        dict.fromkeys(topics, 1), {each: schema_text(BY_NAME[each].schema or "") for each in topics}, no_other
+    )
+    config = load({"SOURCE": "capture", "CAPTURE": str(tmp_path / "none.gz")})
+    _, registry, status = build(config, MemoryLog(), codecs)  # type: ignore[arg-type]
+    text = generate_latest(registry).decode()
+    families = re.findall(r"^# TYPE (\S+)", text, re.MULTILINE)
+    assert len(set(families)) == len(families)
+    assert {
+        "latency_ms",
+        "queue_depth",
+        "dedup_hits_total",
+        "resyncs_total",
+        "ws_reconnects_total",
+        "batch_span",
+    } <= set(families)
+    assert status()["recorder"]["source"] == "capture"
+
+
+def test_latency_from_the_exchange_stands_beside_that_of_the_hop() -> None:
+    feed = Feed()
+    for number in range(1, 101):
+        feed.quote(number, E=feed.now_ms - number)
+    runtime = cast(ServiceRuntime, SimpleNamespace(stats=Stats(), tasks={}, ready=True))
+    found = samples(StatsCollector("ingestion", runtime, "f", newest_latencies_ms(lambda: [feed.processor])))
+    assert found['latency_ms{quantile="0.5",service="exchange"}'] == 51
+    assert found['latency_ms{quantile="0.99",service="exchange"}'] == 100
+    assert not [name for name in found if name.startswith("latency_ms") and "ingestion" in name], "no record yet"
+
+
+async def test_the_file_holds_the_figures_and_a_full_disk_ends_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("orderflow.streaming.service.METRICS_FILE_SEC", 0.001)
+    registry = CollectorRegistry()
+    registry.register(RecorderCollector(FakeRecorder(conflated=6)))
+    path = tmp_path / "metrics" / "ingestion" / "metrics.json"
+    blocked = tmp_path / "blocked"
+    blocked.write_text("a file, not a folder")
+    tasks = [
+        asyncio.create_task(keep_metrics_file(each, "ingestion", registry)) for each in (path, blocked / "metrics.json")
+    ]
+    async with asyncio.timeout(10):
+        while not path.is_file() or not caplog.messages:
+            await asyncio.sleep(0.001)
+    for task in tasks:
+        task.cancel()
+    await asyncio.wait(tasks)
+    content = json.loads(path.read_text())
+    assert content["service"] == "ingestion"
+    assert content["metrics"]["conflated_frames_total"] == 6
+    assert len([message for message in caplog.messages if "can't be written" in message]) == 1
