@@ -9,7 +9,9 @@ CAPTURE ?=
 SPEED ?= 1
 ARGS ?=
 
-.PHONY: help setup demo test test-only test-unit lint format bench storm lock clean
+PARTS ?= matrix,kills,freeze,broker,cluster,scale
+
+.PHONY: help setup demo test test-only test-unit lint format bench storm chaos soak lock clean
 
 help: ## what there is to run
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -49,8 +51,13 @@ format: setup ## put the code in the project's style
 bench: setup ## measured rates of every stage, as a table and as JSON
 	@$(BIN)/python -m tests.bench $(ARGS)
 
-storm: setup ## the exchange's faults against the recorder, on virtual time (SEED=1 ROUNDS=100 MINUTES=10 JOBS=2 KINDS=drop,kill)
-	@$(BIN)/python -m tests.storm --seed $(or $(SEED),1) --rounds $(or $(ROUNDS),100) --minutes $(or $(MINUTES),10) --jobs $(or $(JOBS),2) --kinds "$(KINDS)"
+chaos: setup ## kill anything, lose nothing: crash points, kills, brokers, scaling; a verifier from outside (SEED= ROUNDS=20 PARTS=)
+	@$(BIN)/python -m tests.chaos $(if $(SEED),--seed $(SEED)) --rounds $(or $(ROUNDS),20) --only $(PARTS) $(ARGS)
+
+soak: setup ## 2,000 frames a second for MINUTES=30: memory, lag, latency of every service
+	@$(BIN)/python -m tests.chaos --only soak --minutes $(or $(MINUTES),30) $(ARGS)
+storm: setup ## the exchange's faults against the recorder, on virtual time (SEED=1 ROUNDS=100 MINUTES=10 ACTIVITY=4 JOBS=2 KINDS=drop,kill)
+	@$(BIN)/python -m tests.storm --seed $(or $(SEED),1) --rounds $(or $(ROUNDS),100) --minutes $(or $(MINUTES),10) --jobs $(or $(JOBS),2) --activity $(or $(ACTIVITY),4) --kinds "$(KINDS)"
 
 lock: setup ## resolve the dependencies anew and pin them with hashes
 	@cd infra/requirements && ../../$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-annotate run.in -o run.txt

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, TypeVar
 
@@ -29,7 +29,10 @@ from orderflow.venues.binance.normaliser import NormaliserConfig
 class IngestionConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The recorder's settings. They decide what is journalled, never what is computed from it."""
 
-    source: Literal["live", "sim", "capture"] = "sim"
+    source: Literal["live", "sim", "capture", "auto"] = "sim"
+    """auto: sim where the simulated exchange answers at `sim_address`, else live."""
+    sim_address: str = ""
+    """host:port of the simulated exchange that `auto` looks for."""
     symbols: tuple[str, ...] = ("BTCUSDT", "ETHUSDT")
     """Empty for a capture: every symbol in it."""
     capture: str = ""
@@ -92,6 +95,10 @@ class RuntimeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     """How services run; nothing here changes a result, so it is no part of any fingerprint."""
 
     topic_prefix: str = ""
+    input_prefix: str | None = None
+    """Of the topics that a service reads, where another than `topic_prefix`: outputs beside the old ones."""
+    verify_span_sec: Annotated[float, msgspec.Meta(ge=1, le=86_400)] = 3600.0
+    """How much of the journal the service `verify` takes at a time."""
     kafka_bootstrap: str = "127.0.0.1:9092"
     schema_registry_url: str = "http://127.0.0.1:8081"
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
@@ -137,6 +144,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 ENVIRONMENT: Final[dict[str, tuple[str, str]]] = {
     "SYMBOLS": ("ingestion", "symbols"),
     "SOURCE": ("ingestion", "source"),
+    "SIM_ADDRESS": ("ingestion", "sim_address"),
     "CAPTURE": ("ingestion", "capture"),
     "SPEED": ("ingestion", "speed"),
     "INGEST_SHARD": ("ingestion", "shard"),
@@ -158,6 +166,8 @@ ENVIRONMENT: Final[dict[str, tuple[str, str]]] = {
     "PARQUET_ROTATE_SEC": ("lake", "rotate_sec"),
     "SIGNAL_SINK": ("sinks", "signal_sink"),
     "TOPIC_PREFIX": ("runtime", "topic_prefix"),
+    "INPUT_PREFIX": ("runtime", "input_prefix"),
+    "VERIFY_SPAN_SEC": ("runtime", "verify_span_sec"),
     "KAFKA_BOOTSTRAP": ("runtime", "kafka_bootstrap"),
     "SCHEMA_REGISTRY_URL": ("runtime", "schema_registry_url"),
     "LOG_LEVEL": ("runtime", "log_level"),
@@ -201,6 +211,39 @@ def load(environment: Mapping[str, str] | None = None, directory: Path = CONFIG)
             converted = tuple(part.upper() for part in converted)
         content.setdefault(section, {})[key] = converted
         _convert(content, f"{name}={value}")
+    return _convert(content, "the configuration")
+
+
+def override(config: Config, assignments: Sequence[str]) -> Config:
+    """`config` with settings changed; each assignment is `section.setting=value`, the value in YAML.
+
+    Raises
+    ------
+    ConfigError
+        It has another form, names no setting, or its value is out of range.
+    """
+    content: dict[str, Any] = msgspec.to_builtins(config)
+    for text in assignments:
+        name, equals, value = text.partition("=")
+        section, dot, key = name.strip().partition(".")
+        if not equals or not dot:
+            raise ConfigError(f"--set {text!r} must be SECTION.SETTING=VALUE, as in cvd.z_mode=level")
+        try:
+            parsed = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"--set {text!r}: the value is not YAML: {error}") from error
+        if section not in content:
+            raise ConfigError(f"--set {text!r}: there is no section {section!r}; there are: {', '.join(content)}")
+        place = content[section]
+        *folders, last = key.split(".")
+        for folder in folders:
+            place = place.get(folder) if isinstance(place, dict) else None
+        if not isinstance(place, dict) or last not in place:
+            raise ConfigError(
+                f"--set {text!r}: there is no setting {key!r} in {section}; there are: {', '.join(content[section])}"
+            )
+        place[last] = parsed
+        _convert(content, f"--set {text}")
     return _convert(content, "the configuration")
 
 

@@ -24,3 +24,7 @@ class FencedError(OrderflowError):
 
 class LogError(OrderflowError):
     """The broker refused or lost a request beyond the bounded retries."""
+
+
+class BrokerAwayError(LogError):
+    """The broker did not answer or acknowledge: it may do so later, and a service can go on from its snapshot."""

@@ -21,6 +21,8 @@ class Topic:
     writer: str
     retention_ms: int
     partitions: int = PARTITIONS
+    bounded_by_size: bool = False
+    """Kept by size instead of age: however long its writer is away, the newest records stay."""
 
 
 JOURNAL: Final = "market.journal"
@@ -34,6 +36,8 @@ FUSION: Final = "features.fusion"
 FEATURE_EVENTS: Final = "features.events"
 SIGNALS: Final = "signals"
 COMMANDS: Final = "control.commands"
+HOURLY: Final = "state.hourly"
+"""A snapshot an hour of every service, kept as long as the journal: where a replay of last week starts from."""
 
 TOPICS: Final[tuple[Topic, ...]] = (
     Topic(JOURNAL, "journal", "recorder", 7 * DAY_MS),
@@ -48,9 +52,10 @@ TOPICS: Final[tuple[Topic, ...]] = (
     Topic(SIGNALS, "signal", "signal", 14 * DAY_MS),
     Topic(COMMANDS, "command", "cli", 14 * DAY_MS, partitions=1),
     *(
-        Topic(f"state.{service}", None, service, 7 * DAY_MS)
+        Topic(f"state.{service}", None, service, 7 * DAY_MS, bounded_by_size=True)
         for service in ("normaliser", "ofi", "cvd", "fusion", "signal", "lake", "sinks")
     ),
+    Topic(HOURLY, None, "every service", 7 * DAY_MS),
 )
 
 BY_NAME: Final[dict[str, Topic]] = {topic.name: topic for topic in TOPICS}

@@ -11,9 +11,9 @@ from pathlib import Path
 from orderflow.capture import scan
 from orderflow.config import Config, load
 from orderflow.ingest.capture_source import CaptureSource
+from orderflow.replay.cascade import Cascade
 from orderflow.streaming.codec import Codecs, schema_text
 from orderflow.topics import BY_NAME, CVD, DERIVED, FUSION, JOURNAL, OFI, ROWS, SIGNALS
-from orderflow.verify import Cascade
 
 ROOT = Path(__file__).resolve().parents[2]
 CAPTURE = "usdm_btc_eth_20240718.gz"
@@ -87,7 +87,7 @@ def build(name: str, path: Path, frames: int) -> Dataset:
         key = (record["symbol"] or "").encode()
         data.topics[JOURNAL].setdefault(partition, []).append((key, encode(record)))
         for topic, entries in cascades[partition].step(record).items():
-            data.topics[topic].setdefault(partition, []).extend(entries)
+            data.topics[topic].setdefault(partition, []).extend((each.key, each.value) for each in entries)
     empty = [topic for topic in (ROWS, OFI, CVD, FUSION, SIGNALS) if not data.topics[topic]]
     if empty:
         raise ValueError(

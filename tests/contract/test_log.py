@@ -7,10 +7,11 @@ import uuid
 from collections.abc import AsyncIterator
 
 import pytest
+from aiokafka import AIOKafkaConsumer, TopicPartition
 from orderflow.errors import LogError
 from orderflow.streaming.init import create_topics
 from orderflow.streaming.kafka_log import KafkaLog
-from orderflow.streaming.log import TP, Log, read_ranges
+from orderflow.streaming.log import TP, Committed, Log, read_ranges
 from orderflow.streaming.memory_log import MemoryLog
 from orderflow.topics import DAY_MS, Topic
 
@@ -139,9 +140,36 @@ async def test_members_share_partitions_and_take_over_from_one_another(made: tup
     assert len(one.assigned) == len(two.assigned) == 6
     owned = TP(topics[0], min(two.assigned))
     assert await two.commit({owned: 7})
+    other = TP(topics[0], max(two.assigned))
+    assert await two.committed([owned, other]) == {owned: Committed(7, by_hand=False)}
     await one.close()
     await settle(lambda: two.assigned == frozenset(range(12)))
     await two.close()
+
+
+async def test_an_offset_that_somebody_else_has_set_shows(
+    made: tuple[Log, str], request: pytest.FixtureRequest
+) -> None:
+    log, prefix = made
+    tp, group = TP(prefix + "a", 4), prefix + "group"
+    await put(log, tp, [b"0", b"1"])
+    if isinstance(log, MemoryLog):
+        log.reset_offsets(group, {tp: 1})
+    else:
+        # As Kafka's own tools do it: by the group's name, at rest, without a note.
+        consumer = AIOKafkaConsumer(
+            bootstrap_servers=request.getfixturevalue("kafka_bootstrap"), group_id=group, enable_auto_commit=False
+        )
+        await consumer.start()
+        consumer.assign([TopicPartition(*tp)])
+        await consumer.commit({TopicPartition(*tp): 1})
+        await consumer.stop()
+    member = await log.join(group, [tp.topic])
+    await settle(lambda: tp.partition in member.assigned)
+    assert await member.committed([tp]) == {tp: Committed(1, by_hand=True)}
+    assert await member.commit({tp: 2})
+    assert await member.committed([tp]) == {tp: Committed(2, by_hand=False)}
+    await member.close()
 
 
 async def test_a_position_outside_the_data_is_an_error_that_says_so(made: tuple[Log, str]) -> None:

@@ -15,9 +15,10 @@ from typing import ClassVar
 
 import msgspec
 import pytest
+from orderflow.errors import BrokerAwayError
 from orderflow.processor import Emit, Record
 from orderflow.streaming.codec import Codecs, peek
-from orderflow.streaming.log import TP, read_ranges
+from orderflow.streaming.log import TP, Batch, read_ranges
 from orderflow.streaming.memory_log import MemoryLog
 from orderflow.streaming.recorder import JournalWriter, journal_record
 from orderflow.streaming.runtime import ProcessorRuntime, RuntimeOptions, ServiceSpec
@@ -162,9 +163,26 @@ async def canonical(log: MemoryLog, topic: str) -> dict[int, list[tuple[int, int
     return views
 
 
-async def run_pipeline(seed: int, kills: int) -> dict[str, dict[int, list[tuple[int, int, bytes]]]]:
+class FailingLog(MemoryLog):
+    """Fails some writes of services, having stored them or not, as a broker that dies at the wrong moment."""
+
+    def __init__(self, seed: int, failures: int) -> None:
+        super().__init__()
+        self._rng = random.Random(seed)
+        self.left = failures
+
+    async def send(self, batch: Batch, tp: TP) -> asyncio.Future[int]:
+        if tp.topic == JOURNAL or not self.left or self._rng.random() > 0.02:
+            return await super().send(batch, tp)
+        self.left -= 1
+        if self._rng.random() < 0.5:
+            await super().send(batch, tp)
+        raise BrokerAwayError(f"{tp.topic}[{tp.partition}]: a batch was not acknowledged")
+
+
+async def run_pipeline(seed: int, kills: int, failures: int = 0) -> dict[str, dict[int, list[tuple[int, int, bytes]]]]:
     rng = random.Random(seed)
-    log, codecs = MemoryLog(), make_codecs()
+    log, codecs = FailingLog(seed, failures), make_codecs()
     writing = asyncio.create_task(record_journal(log, codecs, 1, 400))
     running: dict[str, tuple[ProcessorRuntime, asyncio.Task[None]]] = {}
 
@@ -205,6 +223,7 @@ async def run_pipeline(seed: int, kills: int) -> dict[str, dict[int, list[tuple[
             if all(len(ended.get(name, ())) == 12 for name in STAGES):
                 break
             await asyncio.sleep(0.001)
+    assert not log.left, "nothing failed: the test shows nothing"
     for service, _ in running.values():
         service.stop()
     await asyncio.gather(*(task for _, task in running.values()))
@@ -229,3 +248,12 @@ async def test_killed_anywhere_the_outputs_are_the_same(
     for topic, views in undisturbed.items():
         for partition, view in views.items():
             assert disturbed[topic][partition] == view, (topic, partition)
+
+
+@pytest.mark.parametrize("seed", range(1, 9))
+async def test_a_broker_that_fails_writes_is_survived_without_a_restart(
+    seed: int, undisturbed: dict[str, dict[int, list[tuple[int, int, bytes]]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("orderflow.streaming.runtime.RETRY_FIRST_SEC", 0.001)
+    monkeypatch.setattr("orderflow.streaming.runtime.RETRY_MOST_SEC", 0.002)
+    assert await run_pipeline(seed, 0, failures=6) == undisturbed

@@ -49,8 +49,11 @@ def one(options: Options) -> Report:
 
 def command(options: Options) -> str:
     """What repeats a run."""
+    usual = Options(seed=0)
     text = f"make storm SEED={options.seed} ROUNDS=1 MINUTES={options.minutes:g}"
-    return text if options.kinds == Options(seed=0).kinds else f"{text} KINDS={','.join(options.kinds)}"
+    if options.activity != usual.activity:
+        text += f" ACTIVITY={options.activity:g}"
+    return text if options.kinds == usual.kinds else f"{text} KINDS={','.join(options.kinds)}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -59,6 +62,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=100, help="so many seeds from --seed on")
     parser.add_argument("--minutes", type=float, default=10.0, help="simulated, of each")
+    parser.add_argument(
+        "--activity", type=float, default=Options(seed=0).activity, help="changes of the best quote a second and symbol"
+    )
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--kinds", default="", help="of faults, separated by commas; all if left out")
     given = parser.parse_args(arguments)
@@ -66,7 +72,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     seeds = range(given.seed, given.seed + given.rounds)
     began = time.monotonic()
     reports = []
-    for report in _all([Options(seed=seed, minutes=given.minutes, kinds=kinds) for seed in seeds], given.jobs):
+    options = [Options(seed=seed, minutes=given.minutes, kinds=kinds, activity=given.activity) for seed in seeds]
+    for report in _all(options, given.jobs):
         reports.append(report)
         if report.violations:
             _tell(report)

@@ -56,6 +56,32 @@ async def test_numbers_begin_at_one_and_go_on_after_a_restart() -> None:
     assert [seq for seq, _ in await view(log)] == [1, 2, 3, 4]
 
 
+async def test_a_journal_that_has_expired_wholly_is_not_numbered_from_one() -> None:
+    """A reader that knows the old numbers must not take the new records for repetitions."""
+    log, codecs = MemoryLog(), make_codecs()
+    tp = TP(JOURNAL, 0)
+    first = JournalWriter(log, codecs, "", [0])
+    await first.open("s", 1)
+    for _ in range(5):
+        first.append(0, tick("s"), 1)
+    await first.flush()
+    end = (await log.end_offsets([tp]))[tp]
+    log.trim(tp, end)
+    second = JournalWriter(log, codecs, "", [0])
+    assert (await second.open("t", 2))[0].seq >= 5
+    second.append(0, tick("t"), 1)
+    await second.flush()
+    found = (await read_ranges(log, {tp: (end, end + 2)}))[tp]
+    fresh, old = JournalView(), JournalView(epoch=1, last_seq=5)
+    for record in found:
+        seq, kind, _ = peek(record.value or b"")
+        fresh.admit(record, seq, kind)
+        if kind:
+            with pytest.raises(LogError, match="everything in it had expired"):
+                old.admit(record, seq, kind)
+    assert fresh.last_seq == second.seq[0] > 5
+
+
 async def test_values_do_not_depend_on_the_epoch() -> None:
     log, codecs = MemoryLog(), make_codecs()
     for _ in range(3):

@@ -13,7 +13,7 @@ from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
 
 from orderflow.cli import runs
-from orderflow.config import Config, load
+from orderflow.config import Config, effective_fingerprint, load
 from orderflow.errors import OrderflowError
 from orderflow.registry.client import RegistryClient
 from orderflow.streaming.codec import Codecs
@@ -34,6 +34,23 @@ class Reached:
     out: Path | None
     began_with: str
     """Fingerprint of the settings that the run began with; empty where it is not known."""
+    registry: RegistryClient
+
+    def check_settings(self) -> None:
+        """That the settings are those the run began with.
+
+        Raises
+        ------
+        OrderflowError
+            They are not: a recomputation would differ for that reason alone.
+        """
+        effective = effective_fingerprint(self.config)
+        if self.began_with and self.began_with != effective:
+            raise OrderflowError(
+                f"the run began under the settings {self.began_with[:12]}, and these are {effective[:12]}: a recomputation "
+                "would differ for that reason alone; restore infra/config and ORDERFLOW_CONFIG as they were, and give "
+                "what is meant to differ to `orderflow replay --set`"
+            )
 
 
 def add_run_argument(parser: argparse.ArgumentParser) -> None:
@@ -41,7 +58,9 @@ def add_run_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--run", metavar="DIR", help="folder of a run (default: the newest; with KAFKA_BOOTSTRAP set: none)"
     )
-    parser.add_argument("--prefix", help="topic prefix (default: the run's, or TOPIC_PREFIX)")
+    parser.add_argument(
+        "--prefix", "--topic-prefix", metavar="P", help="topic prefix (default: the run's, or TOPIC_PREFIX)"
+    )
 
 
 def topic_named(name: str) -> str:
@@ -84,8 +103,11 @@ async def check_topics(bootstrap: str, prefix: str, topics: Iterable[str]) -> No
 
 
 @asynccontextmanager
-async def reach(args: argparse.Namespace, topics: list[str]) -> AsyncIterator[Reached]:
-    """Connect to the run that the arguments name; its embedded broker and registry run as long as this lasts."""
+async def reach(args: argparse.Namespace, topics: list[str], *, check: bool = True) -> AsyncIterator[Reached]:
+    """Connect to the run that the arguments name; its embedded broker and registry run as long as this lasts.
+
+    `check`: that these topics exist (none named: all); else only the broker is looked for.
+    """
     async with AsyncExitStack() as stack:
         out: Path | None = None
         began_with = ""
@@ -102,11 +124,11 @@ async def reach(args: argparse.Namespace, topics: list[str]) -> AsyncIterator[Re
             bootstrap, registry_url, prefix = runtime.kafka_bootstrap, runtime.schema_registry_url, runtime.topic_prefix
         if getattr(args, "prefix", None) is not None:
             prefix = args.prefix
-        await check_topics(bootstrap, prefix, topics or BY_NAME)
+        await check_topics(bootstrap, prefix, (topics or BY_NAME) if check else ())
         registry = RegistryClient(registry_url)
         stack.push_async_callback(registry.close)
         codecs = await codecs_for(registry, prefix, topics)
         log = KafkaLog(bootstrap, client_id="orderflow-cli")
         await log.start()
         stack.push_async_callback(log.close)
-        yield Reached(log, codecs, load(environment), prefix, bootstrap, out, began_with)
+        yield Reached(log, codecs, load(environment), prefix, bootstrap, out, began_with, registry)

@@ -13,14 +13,16 @@ from orderflow.streaming.init import create_topics, register_schemas, set_compat
 
 def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser("init", help="create topics, register schemas", description=__doc__)
-    parser.add_argument("--replication", type=int, default=1, metavar="N", help="replicas of each topic (default 1)")
+    parser.add_argument(
+        "--replication", type=int, metavar="N", help="replicas of each topic (default: 3, or 1 below 3 brokers)"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     return asyncio.run(_init(args.replication))
 
 
-async def _init(replication: int) -> int:
+async def _init(replication: int | None) -> int:
     runtime = load().runtime
     made = await create_topics(runtime.kafka_bootstrap, runtime.topic_prefix, replication=replication)
     registry = RegistryClient(runtime.schema_registry_url)

@@ -19,10 +19,14 @@ COMMANDS: Final = {
     "tap": "orderflow.cli.tap",
     "topics": "orderflow.cli.topics",
     "verify": "orderflow.cli.verify",
+    "replay": "orderflow.cli.replay",
+    "diff": "orderflow.cli.diff",
+    "trace": "orderflow.cli.trace",
     "lake": "orderflow.cli.lake",
     "kafka": "orderflow.cli.kafka",
     "init": "orderflow.cli.init",
     "config": "orderflow.cli.config",
+    "doctor": "orderflow.cli.doctor",
 }
 """Sub-command -> module with `add_parser(subparsers)` and `run(args) -> int`."""
 

@@ -7,7 +7,6 @@ import asyncio
 import base64
 import json
 import sys
-import time
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -15,6 +14,7 @@ from orderflow.cli.common import Reached, add_run_argument, reach, topic_named
 from orderflow.errors import OrderflowError
 from orderflow.streaming.codec import peek
 from orderflow.streaming.log import TP, LogRecord
+from orderflow.streaming.seek import offset_of_seq, seq_at
 from orderflow.topics import BY_NAME, JOURNAL
 
 IDLE_SEC: Final = 1.0
@@ -44,7 +44,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 async def _tap(args: argparse.Namespace) -> int:
-    async with reach(args, list(dict.fromkeys([args.topic, JOURNAL]))) as reached:
+    # A moment is looked up in the journal; topics of a replay have none beside them.
+    by_time = args.start not in ("earliest", "latest") and not args.start.startswith("seq:")
+    async with reach(args, list(dict.fromkeys([args.topic, *([JOURNAL] if by_time else [])]))) as reached:
         partitions = range(BY_NAME[args.topic].partitions)
         tps = [TP(reached.prefix + args.topic, partition) for partition in partitions]
         positions = await _positions(args.start, reached, args.topic, tps)
@@ -102,12 +104,15 @@ async def _positions(start: str, reached: Reached, topic: str, tps: list[TP]) ->
     if start.startswith("seq:"):
         partition, seq = _seq(start)
         tp = TP(reached.prefix + topic, partition)
-        return {tp: await bisect_seq(reached, topic, partition, seq)}
+        return {tp: await offset_of_seq(reached.log, tp, seq)}
     moment_ns = moment(start, "--from", "earliest, latest, a time as 2026-11-21T08:00:00Z, or seq:PARTITION:NUMBER")
-    return {
-        tp: await bisect_seq(reached, topic, tp.partition, await _seq_at(reached, tp.partition, moment_ns))
-        for tp in tps
-    }
+    positions = {}
+    for tp in tps:
+        journal = TP(reached.prefix + JOURNAL, tp.partition)
+        positions[tp] = await offset_of_seq(
+            reached.log, tp, await seq_at(reached.log, reached.codecs, journal, moment_ns)
+        )
+    return positions
 
 
 def _seq(text: str) -> tuple[int, int]:
@@ -135,46 +140,3 @@ def moment(text: str, option: str, allowed: str) -> int:
         parsed = parsed.replace(tzinfo=UTC)
     since = parsed - datetime(1970, 1, 1, tzinfo=UTC)
     return ((since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds) * 1000
-
-
-async def bisect_seq(reached: Reached, topic: str, partition: int, seq: int) -> int:
-    """Offset of the first record of a topic partition at or above `seq`."""
-    return await _bisect(reached, TP(reached.prefix + topic, partition), lambda value: peek(value)[0] >= seq)
-
-
-async def _seq_at(reached: Reached, partition: int, moment_ns: int) -> int:
-    """The first seq of a partition's journal whose receive time is at or after a moment."""
-    decode = reached.codecs.decoder(JOURNAL)
-    tp = TP(reached.prefix + JOURNAL, partition)
-    offset = await _bisect(reached, tp, lambda value: decode(value)["recv_ts_ns"] >= moment_ns)
-    value = await _value_at(reached, tp, offset, (await reached.log.end_offsets([tp]))[tp])
-    return peek(value)[0] if value is not None else 1 << 62
-
-
-async def _bisect(reached: Reached, tp: TP, at_or_after: Any) -> int:
-    low = (await reached.log.begin_offsets([tp]))[tp]
-    end = high = (await reached.log.end_offsets([tp]))[tp]
-    while low < high:
-        middle = (low + high) // 2
-        value = await _value_at(reached, tp, middle, end)
-        if value is None or at_or_after(value):
-            high = middle
-        else:
-            low = middle + 1
-    return low
-
-
-async def _value_at(reached: Reached, tp: TP, offset: int, end: int) -> bytes | None:
-    """The first value at or behind an offset, markers stepped over; None at the end."""
-    if offset >= end:
-        return None
-    reader = await reached.log.reader({tp: offset})
-    try:
-        deadline = time.monotonic() + 10
-        while await reader.position(tp) < end and time.monotonic() < deadline:
-            for record in (await reader.poll(500, 50)).get(tp, ()):
-                if record.value is not None:
-                    return record.value
-    finally:
-        await reader.close()
-    return None

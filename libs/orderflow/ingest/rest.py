@@ -202,7 +202,9 @@ class RestClient:
             return max(LIMIT_SEC, int(until[1]) / 1e3 - self._now_ns() / 1e9)
         if answer.status == TOO_MANY:
             return LIMIT_SEC
-        self._bans += 1
+        if not self.budget.blocked_sec or not self._bans:
+            # What was under way together and is refused together is one ban.
+            self._bans += 1
         return min(BAN_MOST_SEC, BAN_FIRST_SEC * 2.0 ** min(self._bans - 1, 20))
 
     def _pause(self, kind: str) -> None:

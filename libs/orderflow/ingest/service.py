@@ -10,11 +10,13 @@ import asyncio
 from collections.abc import Callable
 from typing import Any, Protocol
 
+import msgspec
 from prometheus_client import CollectorRegistry
 
 from orderflow.config import Config
 from orderflow.errors import ConfigError
 from orderflow.ingest.capture_recorder import CaptureRecorder
+from orderflow.ingest.choice import settled
 from orderflow.ingest.metrics import NormaliserCollector, RecorderCollector, newest_latencies_ms, normalisers
 from orderflow.pipeline import BY_NAME
 from orderflow.streaming.codec import Codecs
@@ -104,6 +106,7 @@ def build(
     config: Config, log: KafkaLog, codecs: Codecs
 ) -> tuple[Running, CollectorRegistry, Callable[[], dict[str, Any]]]:
     """Wire the service; see `orderflow.streaming.service.Build`."""
+    config = msgspec.structs.replace(config, ingestion=settled(config.ingestion))
     try:
         partitions = shard_partitions(config.ingestion.shard, PARTITIONS)
     except ValueError as error:

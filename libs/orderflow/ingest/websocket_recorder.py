@@ -190,9 +190,8 @@ class WebsocketRecorder:
     # -- opening --------------------------------------------------------------------------------------------------
 
     async def _open(self) -> None:
-        identity = hashlib.sha256(
-            msgspec.json.encode([self._config.source, self._symbols, self._config.tick_ms])
-        ).hexdigest()[:12]
+        settings = msgspec.json.encode([self._config.source, self._symbols, self._config.tick_ms])
+        identity = f"{self._config.source}-{hashlib.sha256(settings).hexdigest()[:12]}"
         before = await self._journal.tails()
         newest_ns = max(tail.clock_ts_ns for tail in before.values())
         going_on = self._going_on(identity, before, newest_ns)

@@ -63,15 +63,25 @@ class EmbeddedKafka:
         Of the broker; chosen freely by default, and then kept as long as this object lives.
     survive_parent
         Leave the broker running when this process ends.
+    node
+        Its place in a cluster, whose ports are fixed; see `EmbeddedCluster`.
     """
 
-    def __init__(self, data_dir: Path, port: int | None = None, *, survive_parent: bool = False) -> None:
+    def __init__(
+        self,
+        data_dir: Path,
+        port: int | None = None,
+        *,
+        survive_parent: bool = False,
+        node: storage.ClusterNode | None = None,
+    ) -> None:
         if port is not None and not 0 < port < 65_536:
             raise EmbeddedKafkaError(f"port is {port}: it must be between 1 and 65535")
         self.data_dir = Path(data_dir).resolve()
         self._port = port or free_port()
         self._port_given = port is not None
         self._survive_parent = survive_parent
+        self._node = node
         self._process: BrokerProcess | None = None
 
     @property
@@ -170,9 +180,9 @@ class EmbeddedKafka:
         lock = self._take_folder()
         try:
             self._check_port()
-            cluster_id = storage.prepare(self.data_dir, java, jars)
-            controller_port = free_port(avoid=self._port)
-            settings = storage.settings_text(self._port, controller_port)
+            cluster_id = storage.prepare(self.data_dir, java, jars, self._node)
+            controller_port = self._controller_port()
+            settings = storage.settings_text(self._port, controller_port, self._node)
             (self.data_dir / SETTINGS).write_text(settings, encoding="ascii")
             log_start = self.log_path.stat().st_size if self.log_path.exists() else 0
             command = broker_command(java, jars, self.data_dir, HEAP_MB)
@@ -193,6 +203,12 @@ class EmbeddedKafka:
             self.kill()
             storage.drop_record(self.data_dir)
             raise
+
+    def _controller_port(self) -> int:
+        """Of a cluster's node: the one that the others know."""
+        if self._node is None:
+            return free_port(avoid=self._port)
+        return dict(self._node.controllers)[self._node.node_id]
 
     def _take_folder(self) -> int:
         try:
@@ -227,9 +243,10 @@ class EmbeddedKafka:
     def _wait_until_ready(
         self, process: BrokerProcess, cluster_id: str, log_start: int, deadline: float, timeout_sec: float
     ) -> None:
+        node_id = NODE_ID if self._node is None else self._node.node_id
         while not process.exited.wait(POLL_SEC):
             answer = probe(HOST, self._port, PROBE_SEC)
-            if answer is not None and answer.cluster_id == cluster_id and (NODE_ID, HOST, self._port) in answer.brokers:
+            if answer is not None and answer.cluster_id == cluster_id and (node_id, HOST, self._port) in answer.brokers:
                 return
             if time.monotonic() > deadline:
                 raise EmbeddedKafkaError(

@@ -145,6 +145,11 @@ def ensure_jars(lock: Path = LOCK_FILE, fetch: Fetcher | None = None) -> list[Pa
     return [folder / jar.filename for jar in jars]
 
 
+def damaged_jars(lock: Path = LOCK_FILE) -> list[Jar]:
+    """Jars of the lock that are missing in the cache or not what the lock says; nothing is fetched."""
+    return _unsound(jars_dir(lock), read_lock(lock))
+
+
 def _repair(folder: Path, jars: Sequence[Jar], fetch: Fetcher) -> None:
     unsound = _unsound(folder, jars)  # another process may have fetched them while this one waited for the lock
     for leftover in folder.glob(f"{STAGING_PREFIX}*"):

@@ -89,6 +89,9 @@ STATIC_SETTINGS: Final[dict[str, str | int]] = {
 }
 
 
+INTERNAL_TOPICS: Final = ("offsets.topic", "transaction.state.log", "share.coordinator.state.topic")
+
+
 class BrokerRecord(msgspec.Struct, frozen=True, kw_only=True):
     """Who runs, or last ran, on a folder."""
 
@@ -98,17 +101,49 @@ class BrokerRecord(msgspec.Struct, frozen=True, kw_only=True):
     cluster_id: str
 
 
-def settings_text(port: int, controller_port: int) -> str:
-    """`server.properties` for these ports."""
-    addresses = {
+class ClusterNode(msgspec.Struct, frozen=True, kw_only=True):
+    """One node's place in a cluster: its own number and the controllers of all nodes, as (node id, port)."""
+
+    node_id: int
+    controllers: tuple[tuple[int, int], ...]
+    cluster_id: str
+
+    @property
+    def settings(self) -> dict[str, str | int]:
+        """What differs from the settings of a node that stands alone."""
+        copies = min(3, len(self.controllers))
+        in_sync = min(2, copies)
+        return {
+            "node.id": self.node_id,
+            "default.replication.factor": copies,
+            "min.insync.replicas": in_sync,
+            **{f"{topic}.replication.factor": copies for topic in INTERNAL_TOPICS},
+            "transaction.state.log.min.isr": in_sync,
+            "share.coordinator.state.topic.min.isr": in_sync,
+            "controller.quorum.voters": ",".join(f"{node}@{HOST}:{port}" for node, port in self.controllers),
+            # A follower that is dead leaves the in-sync set soon.
+            "replica.lag.time.max.ms": 4_000,
+            # Three brokers on one busy machine miss a heartbeat now and then: that must not cost an election each time.
+            "broker.session.timeout.ms": 4_000,
+            # Whoever comes back leads again what it led before, so that load does not stay on the survivors.
+            "leader.imbalance.check.interval.seconds": 10,
+            # A node's stop hands its partitions over first, but not for ever: the last node has nobody to hand them to.
+            "controlled.shutdown.enable": "true",
+        }
+
+
+def settings_text(port: int, controller_port: int, node: ClusterNode | None = None) -> str:
+    """`server.properties` for these ports; with `node`, as one of a cluster."""
+    addresses: dict[str, str | int] = {
         "listeners": f"PLAINTEXT://{HOST}:{port},CONTROLLER://{HOST}:{controller_port}",
         "advertised.listeners": f"PLAINTEXT://{HOST}:{port}",
         "controller.quorum.voters": f"{NODE_ID}@{HOST}:{controller_port}",
     }
-    return "".join(f"{name}={value}\n" for name, value in {**STATIC_SETTINGS, **addresses}.items())
+    own = node.settings if node is not None else {}
+    return "".join(f"{name}={value}\n" for name, value in {**STATIC_SETTINGS, **addresses, **own}.items())
 
 
-def prepare(data_dir: Path, java: JavaRuntime, jars: Sequence[Path]) -> str:
+def prepare(data_dir: Path, java: JavaRuntime, jars: Sequence[Path], node: ClusterNode | None = None) -> str:
     """Make the folder ready for a start and return its cluster id. To be called with the folder's lock held.
 
     Raises
@@ -122,7 +157,7 @@ def prepare(data_dir: Path, java: JavaRuntime, jars: Sequence[Path]) -> str:
     if log.exists() and log.stat().st_size > BROKER_LOG_MAX_BYTES:
         log.replace(data_dir / f"{BROKER_LOG}.1")
     if not (data_dir / LOG_DIR / META).exists():
-        _format(data_dir / LOG_DIR, java, jars)
+        _format(data_dir / LOG_DIR, java, jars, node)
     return cluster_id(data_dir)
 
 
@@ -147,7 +182,7 @@ def cluster_id(data_dir: Path) -> str:
     return values["cluster.id"]
 
 
-def _format(log_dir: Path, java: JavaRuntime, jars: Sequence[Path]) -> None:
+def _format(log_dir: Path, java: JavaRuntime, jars: Sequence[Path], node: ClusterNode | None) -> None:
     """What `kafka-storage format` writes; meta.properties last, as it is what makes a folder count as formatted."""
     log_dir.mkdir(exist_ok=True)
     strangers = sorted(each.name for each in log_dir.iterdir() if each.name != CHECKPOINT and each.name[0] != ".")
@@ -157,11 +192,12 @@ def _format(log_dir: Path, java: JavaRuntime, jars: Sequence[Path]) -> None:
             "damaged; choose another folder, or remove it to start empty"
         )
     write_atomically(log_dir / CHECKPOINT, _checkpoint(java, jars))
-    meta = f"version=1\ncluster.id={_kafka_uuid()}\nnode.id={NODE_ID}\ndirectory.id={_kafka_uuid()}\n"
+    cluster, number = (kafka_uuid(), NODE_ID) if node is None else (node.cluster_id, node.node_id)
+    meta = f"version=1\ncluster.id={cluster}\nnode.id={number}\ndirectory.id={kafka_uuid()}\n"
     write_atomically(log_dir / META, meta.encode())
 
 
-def _kafka_uuid() -> str:
+def kafka_uuid() -> str:
     """A random UUID as Kafka writes it; none begins with a dash, which command lines would take for an option."""
     while True:
         text = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
@@ -191,7 +227,7 @@ def _run_storage_tool(java: JavaRuntime, jars: Sequence[Path]) -> bytes:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / SETTINGS).write_text(settings_text(port=9092, controller_port=9093), encoding="ascii")
-        tool = ("kafka.tools.StorageTool", "format", "--cluster-id", _kafka_uuid(), "--config", SETTINGS)
+        tool = ("kafka.tools.StorageTool", "format", "--cluster-id", kafka_uuid(), "--config", SETTINGS)
         command = [str(java.path), "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-cp", class_path(jars), *tool]
         try:
             result = subprocess.run(

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Final
 
 from orderflow.lake.layout import LakeError
+from orderflow.streaming import crash
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +82,9 @@ def _attempt(path: Path, data: memoryview, check: Callable[[Path], None]) -> Non
         if size != len(data):
             raise OSError(errno.EIO, f"{size} bytes on disk where {len(data)} were written")
         check(temp)
+        crash.point("file-temporary")
         temp.rename(path)
+        crash.point("file-renamed")
     except BaseException:
         temp.unlink(missing_ok=True)
         raise

@@ -116,6 +116,10 @@ class CutSink(ABC):
     # -- what subclasses give -------------------------------------------------------------------------------------
 
     @abstractmethod
+    def step(self, topic: str, record: Record) -> bool:
+        """Buffer a record; True where a cut is due after it."""
+
+    @abstractmethod
     def rows_buffered(self) -> int:
         """Records that wait to be written."""
 
@@ -171,6 +175,12 @@ class CutSink(ABC):
 
     # -- writing --------------------------------------------------------------------------------------------------
 
+    def discard(self) -> str:
+        """Drop what a cut would write, as though it had; returns the cut's cause. For a reader that began in its middle."""
+        cause = self._cause
+        self._after_cut()
+        return cause
+
     def write(self) -> CutResult:
         """Write the files of the cut in the order of their paths; see `FileSink.write`."""
         started = time.perf_counter()
@@ -183,12 +193,15 @@ class CutSink(ABC):
             self.rows_written[kind] = self.rows_written.get(kind, 0) + file.rows
         if self._cause:
             self.cuts[self._cause] = self.cuts.get(self._cause, 0) + 1
-        self._clear()
-        self._cause = ""
         self._swept = None
-        self.first_seq = self.last_seq = -1
+        self._after_cut()
         self.last_flush_sec = time.perf_counter() - started
         return result
+
+    def _after_cut(self) -> None:
+        self._clear()
+        self._cause = ""
+        self.first_seq = self.last_seq = -1
 
     def _write_file(self, path: str, data: memoryview, check: Callable[[Path], None]) -> None:
         target = self.root / path

@@ -23,6 +23,8 @@ POLL_SEC: Final = 0.2
 MAX_MESSAGE_BYTES: Final = 8 << 20
 STATE_BYTES: Final = 64 << 20
 """Of snapshots kept per partition of state."""
+COPIES: Final = 3
+"""Of each topic where there are brokers enough; how many of them a write needs is the broker's min.insync.replicas."""
 TOPIC_EXISTS: Final = 36
 """Kafka's error code of a topic that somebody else has made meanwhile."""
 LONGEST_PREFIX: Final = 200
@@ -65,8 +67,7 @@ async def _admin(bootstrap: str) -> AIOKafkaAdminClient:
 def topic_settings(topic: Topic) -> dict[str, str]:
     """Settings of a topic at the broker."""
     settings = {"cleanup.policy": "delete", "max.message.bytes": str(MAX_MESSAGE_BYTES)}
-    if topic.schema is None:
-        # State is bounded by size, not by age: however long a service is away, its newest snapshot stays.
+    if topic.bounded_by_size:
         return settings | {
             "retention.ms": "-1",
             "retention.bytes": str(STATE_BYTES),
@@ -75,8 +76,12 @@ def topic_settings(topic: Topic) -> dict[str, str]:
     return settings | {"retention.ms": str(topic.retention_ms)}
 
 
-async def create_topics(bootstrap: str, prefix: str, topics: Sequence[Topic] = TOPICS, replication: int = 1) -> int:
+async def create_topics(
+    bootstrap: str, prefix: str, topics: Sequence[Topic] = TOPICS, replication: int | None = None
+) -> int:
     """Create what is missing; returns how many topics were made.
+
+    `replication` is 3 by default on a cluster of three brokers or more, else 1.
 
     Raises
     ------
@@ -88,6 +93,9 @@ async def create_topics(bootstrap: str, prefix: str, topics: Sequence[Topic] = T
     check_prefix(prefix)
     admin = await _admin(bootstrap)
     try:
+        if replication is None:
+            brokers = len((await admin.describe_cluster())["brokers"])
+            replication = COPIES if brokers >= COPIES else 1
         wanted = [
             NewTopic(
                 prefix + topic.name,

@@ -65,7 +65,8 @@ class JournalView:
             return False
         raise LogError(
             f"the journal has a hole: seq {seq} at offset {record.offset} follows {self.last_seq}; "
-            "the topic was cut or damaged: restore it, or replay from the lake"
+            "the topic was cut or damaged, or everything in it had expired: restore it, replay from the lake, or begin "
+            "anew under another TOPIC_PREFIX"
         )
 
 

@@ -8,33 +8,57 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRebalanceListener
+from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.coordinator.assignors.range import RangePartitionAssignor
 from aiokafka.errors import (
+    BrokerResponseError,
     CommitFailedError,
+    GroupAuthorizationFailedError,
     IllegalStateError,
-    KafkaConnectionError,
+    InvalidProducerEpoch,
+    InvalidProducerIdMapping,
     KafkaError,
     OffsetOutOfRangeError,
+    OutOfOrderSequenceNumber,
+    ProducerFenced,
+    TopicAuthorizationFailedError,
+    UnknownProducerId,
 )
 from aiokafka.structs import OffsetAndMetadata, TopicPartition
 
-from orderflow.errors import LogError
-from orderflow.streaming.log import TP, Batch, LogRecord
+from orderflow.errors import BrokerAwayError, LogError
+from orderflow.streaming.log import COMMIT_NOTE, TP, Batch, Committed, LogRecord
 
 logger = logging.getLogger(__name__)
 
 MAX_BATCH_BYTES: Final = 512 << 10
 MAX_REQUEST_BYTES: Final = 8 << 20
-REQUEST_TIMEOUT_MS: Final = 30_000
+REQUEST_TIMEOUT_MS: Final = 15_000
+"""A broker that hangs is given up for another one after this; above the time that joining a group may take."""
 CONNECT_PATIENCE_SEC: Final = 30.0
+WATCH_SEC: Final = 1.0
+WATCH_ANSWER_SEC: Final = 3.0
+MISSED_ANSWERS: Final = 2
+"""In a row, before the broker counts as away: one may be missed because this very process stood still."""
 GROUP_SESSION_MS: Final = 10_000
 GROUP_HEARTBEAT_MS: Final = 300
 COMMIT_SEC: Final = 10.0
 CLOSE_SEC: Final = 5.0
+RETRY_SEC: Final = 0.25
+SPENT_PRODUCER: Final = (
+    InvalidProducerEpoch,
+    InvalidProducerIdMapping,
+    OutOfOrderSequenceNumber,
+    ProducerFenced,
+    UnknownProducerId,
+)
+"""The broker has lost or refuses this producer's numbering: only a new one can write again."""
+REFUSALS: Final = (GroupAuthorizationFailedError, TopicAuthorizationFailedError)
+PREFETCH_BACKOFF_SEC: Final = 5.0
 PARTITION_FETCH_BYTES: Final = 256 << 10
 """What is fetched ahead of a partition at most: the lake reads 120 of them within its memory limit."""
 
@@ -77,8 +101,14 @@ class KafkaReader:
         except OffsetOutOfRangeError as error:
             raise LogError(
                 f"a position lies outside the retained data: {error.args}; retention has passed it, or the topic was "
-                "made anew: start with --rebuild, or from the lake"
+                "made anew: set STATE_REBUILD=true to compute the state from the oldest input that is kept, or start from "
+                "the lake"
             ) from error
+        except KafkaError as error:
+            raise BrokerAwayError(f"reading failed: {error!r}; see whether the broker runs") from error
+        if not got and self._consumer._fetcher.error_future.done():
+            # The client's own loop has ended on something it did not foresee; it would return nothing for ever.
+            raise BrokerAwayError("the client has stopped fetching: its log line before this one says why")
         by_native = self._by_native
         return {by_native[tp]: records for tp, records in got.items()}
 
@@ -93,7 +123,7 @@ class KafkaReader:
         self._consumer.resume(*(TopicPartition(*tp) for tp in tps))
 
     async def close(self) -> None:
-        await self._consumer.stop()
+        await _stop(self._consumer, "reader")
 
 
 class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]
@@ -114,13 +144,18 @@ class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]
 class KafkaMembership:
     """A paused group consumer."""
 
-    def __init__(self, bootstrap: str, group: str, topics: Sequence[str]) -> None:
+    def __init__(self, bootstrap: str, group: str, topics: Sequence[str], instance: str | None) -> None:
         self.assigned: frozenset[int] = frozenset()
         self.changed = asyncio.Event()
         self._topics = list(topics)
+        self._bootstrap = bootstrap
+        self._group = group
         self._consumer = AIOKafkaConsumer(
             bootstrap_servers=bootstrap,
             group_id=group,
+            # With a name of its own a process that was killed and restarted is the same member: nobody waits for the
+            # session of the dead one to run out.
+            group_instance_id=instance,
             enable_auto_commit=False,
             auto_offset_reset="earliest",
             partition_assignment_strategy=(RangePartitionAssignor,),
@@ -147,7 +182,8 @@ class KafkaMembership:
             try:
                 await self._consumer.getmany(timeout_ms=0)
             except KafkaError as error:
-                self.failure = LogError(f"the consumer group refused this member: {error!r}")
+                kind = LogError if isinstance(error, REFUSALS) else BrokerAwayError
+                self.failure = kind(f"the consumer group refused this member: {error!r}")
                 self.changed.set()
                 return
 
@@ -159,7 +195,7 @@ class KafkaMembership:
         try:
             async with asyncio.timeout(COMMIT_SEC):
                 await self._consumer.commit(
-                    {TopicPartition(*tp): OffsetAndMetadata(offset, "") for tp, offset in offsets.items()}
+                    {TopicPartition(*tp): OffsetAndMetadata(offset, COMMIT_NOTE) for tp, offset in offsets.items()}
                 )
         except (CommitFailedError, IllegalStateError) as error:
             # A rebalance is under way. The newest snapshot, not the group's offset, says where to go on.
@@ -170,11 +206,40 @@ class KafkaMembership:
             return False
         return True
 
+    async def committed(self, tps: Iterable[TP]) -> dict[TP, Committed]:
+        wanted = set(tps)
+        admin = AIOKafkaAdminClient(bootstrap_servers=self._bootstrap, request_timeout_ms=REQUEST_TIMEOUT_MS)
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + COMMIT_SEC
+        try:
+            await _start(admin)
+            while True:
+                try:
+                    got = await admin.list_consumer_group_offsets(self._group)
+                    break
+                except KafkaError as error:  # the group's coordinator may be moving
+                    if loop.time() > deadline:
+                        raise BrokerAwayError(
+                            f"the broker at {self._bootstrap!r} did not tell the offsets of the group {self._group!r} "
+                            f"within {COMMIT_SEC:g} s: {error!r}; see whether it runs"
+                        ) from error
+                    await asyncio.sleep(0.2)
+        finally:
+            await _stop(admin, "client")
+        return {
+            TP(tp.topic, tp.partition): Committed(each.offset, by_hand=each.metadata != COMMIT_NOTE)
+            for tp, each in got.items()
+            if each.offset >= 0 and TP(tp.topic, tp.partition) in wanted
+        }
+
     async def close(self) -> None:
         if self._watch is not None:
             self._watch.cancel()
             await asyncio.gather(self._watch, return_exceptions=True)
-        await _bounded(self._consumer.stop(), "group member")
+        if self._consumer._coordinator is not None:
+            # A named member would stay until its session has run out; an orderly end makes room at once.
+            self._consumer._coordinator._group_instance_id = None
+        await _stop(self._consumer, "group member")
 
 
 async def _start(client: Any) -> None:
@@ -185,32 +250,55 @@ async def _start(client: Any) -> None:
         try:
             await client.start()
             return
-        except KafkaConnectionError as error:
-            if loop.time() > deadline:
-                await client.stop()
-                raise LogError(
+        except KafkaError as error:
+            if loop.time() > deadline or not error.retriable:
+                await _stop(client, "client")
+                raise BrokerAwayError(
                     f"no Kafka broker answered at {client._client._bootstrap_servers!r} for {CONNECT_PATIENCE_SEC:g} s: "
                     f"{error}; start one with `orderflow kafka up` or set KAFKA_BOOTSTRAP"
                 ) from error
-            await asyncio.sleep(0.25)
+            await asyncio.sleep(RETRY_SEC)
 
 
 class KafkaLog:
     """One idempotent producer and any number of readers."""
 
-    def __init__(self, bootstrap: str, *, client_id: str = "orderflow", compression: str | None = None) -> None:
+    def __init__(
+        self,
+        bootstrap: str,
+        *,
+        client_id: str = "orderflow",
+        compression: str | None = None,
+        instance: str | None = None,
+        patience_sec: float = CONNECT_PATIENCE_SEC,
+    ) -> None:
+        """
+        Parameters
+        ----------
+        instance
+            Names the place that this process fills: whoever is restarted there has the same, no other does.
+        patience_sec
+            How long a request is repeated while no broker answers it.
+        """
+        self._patience_sec = patience_sec
         self._bootstrap = bootstrap
+        self._instance = instance
         self._client_id = client_id
         self._compression = compression
         self._producer: Any = None
+        self._spent = False
+        self._renewing = asyncio.Lock()
         self._admin: Any = None
+        self._watch: asyncio.Task[None] | None = None
+        self._away_since: float | None = None
+        self._background: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
-        """Connect.
+        """Connect, and watch from then on whether the broker answers.
 
         Raises
         ------
-        LogError
+        BrokerAwayError
             No broker answers within 30 s.
         """
         self._admin = AIOKafkaConsumer(
@@ -219,7 +307,11 @@ class KafkaLog:
             request_timeout_ms=REQUEST_TIMEOUT_MS,
         )
         await _start(self._admin)
-        self._producer = AIOKafkaProducer(
+        self._producer = await self._new_producer()
+        self._watch = asyncio.create_task(self._watch_broker())
+
+    async def _new_producer(self) -> Any:
+        producer = AIOKafkaProducer(
             bootstrap_servers=self._bootstrap,
             client_id=self._client_id,
             enable_idempotence=True,
@@ -229,39 +321,98 @@ class KafkaLog:
             compression_type=self._compression,
             request_timeout_ms=REQUEST_TIMEOUT_MS,
         )
-        await _start(self._producer)
+        # Past this age the library would fail a batch for want of a leader and go on numbering behind it.
+        producer._message_accumulator._batch_ttl = float("inf")
+        await _start(producer)
+        return producer
+
+    @property
+    def reachable(self) -> bool:
+        """Whether a broker has answered lately."""
+        return self._away_since is None
+
+    async def _watch_broker(self) -> None:
+        """Ask for metadata once a second: the client library retries for ever and tells nobody in one line."""
+        loop = asyncio.get_running_loop()
+        missed = 0
+        while True:
+            await asyncio.sleep(WATCH_SEC)
+            asked_at = loop.time()
+            if await self._answers():
+                missed = 0
+                if self._away_since is not None:
+                    logger.warning(
+                        "the broker at %s is back after %.1f s", self._bootstrap, loop.time() - self._away_since
+                    )
+                    self._away_since = None
+                continue
+            missed += 1
+            if missed == MISSED_ANSWERS:
+                self._away_since = asked_at
+                logger.warning(
+                    "no broker answers at %s: waiting for it, nothing is lost meanwhile; see whether it runs",
+                    self._bootstrap,
+                )
+
+    async def _answers(self) -> bool:
+        try:
+            async with asyncio.timeout(WATCH_ANSWER_SEC):
+                return bool(await self._admin._client.force_metadata_update())
+        except (KafkaError, TimeoutError):
+            return False
 
     def batch(self) -> KafkaBatch:
         return KafkaBatch(self._producer.create_batch())
 
     async def send(self, batch: Batch, tp: TP) -> asyncio.Future[int]:
         assert isinstance(batch, KafkaBatch)
+        if self._spent:
+            await self._renew()
         batch.builder.close()  # closed batches leave at once instead of lingering
         try:
             native = await self._producer.send_batch(batch.builder, tp.topic, partition=tp.partition)
         except KafkaError as error:
-            raise LogError(f"{tp.topic}[{tp.partition}]: batch of {len(batch)} not sent: {error!r}") from error
+            raise BrokerAwayError(f"{tp.topic}[{tp.partition}]: batch of {len(batch)} not sent: {error!r}") from error
+        native.add_done_callback(self._judge)
         return _delivery(native, tp)
 
+    def _judge(self, done: asyncio.Future[Any]) -> None:
+        """Note where the producer itself is of no use any more; whoever waits for the batch learns of it too."""
+        error = None if done.cancelled() else done.exception()
+        if error is not None and (isinstance(error, SPENT_PRODUCER) or self._producer._sender.sender_task.done()):
+            self._spent = True
+
+    async def _renew(self) -> None:
+        async with self._renewing:
+            if not self._spent:
+                return
+            logger.warning("the broker has refused this producer's numbering: going on with a new producer")
+            old, self._producer = self._producer, await self._new_producer()
+            self._spent = False
+            closing = asyncio.create_task(_stop(old, "producer"))
+            self._background.add(closing)
+            closing.add_done_callback(self._background.discard)
+
     async def begin_offsets(self, tps: Iterable[TP]) -> dict[TP, int]:
-        try:
-            got = await self._admin.beginning_offsets([TopicPartition(*tp) for tp in tps])
-        except KafkaError as error:
-            raise self._no_offsets(error) from error
-        return {TP(tp.topic, tp.partition): offset for tp, offset in got.items()}
+        return await self._offsets(self._admin.beginning_offsets, tps)
 
     async def end_offsets(self, tps: Iterable[TP]) -> dict[TP, int]:
-        try:
-            got = await self._admin.end_offsets([TopicPartition(*tp) for tp in tps])
-        except KafkaError as error:
-            raise self._no_offsets(error) from error
-        return {TP(tp.topic, tp.partition): offset for tp, offset in got.items()}
+        return await self._offsets(self._admin.end_offsets, tps)
 
-    def _no_offsets(self, error: KafkaError) -> LogError:
-        return LogError(
-            f"the broker at {self._bootstrap!r} did not tell its offsets within {REQUEST_TIMEOUT_MS // 1000} s: {error}; "
-            "see whether it runs"
-        )
+    async def _offsets(self, ask: Callable[[list[TopicPartition]], Any], tps: Iterable[TP]) -> dict[TP, int]:
+        natives = [TopicPartition(*tp) for tp in tps]
+        deadline = asyncio.get_running_loop().time() + self._patience_sec
+        while True:
+            try:
+                got = await ask(natives)
+                return {TP(tp.topic, tp.partition): offset for tp, offset in got.items()}
+            except KafkaError as error:
+                if asyncio.get_running_loop().time() > deadline:
+                    raise BrokerAwayError(
+                        f"the broker at {self._bootstrap!r} did not tell its offsets within {self._patience_sec:g} s: "
+                        f"{error}; see whether it runs"
+                    ) from error
+                await asyncio.sleep(RETRY_SEC)
 
     async def reader(self, positions: Mapping[TP, int]) -> KafkaReader:
         consumer = AIOKafkaConsumer(
@@ -277,30 +428,49 @@ class KafkaLog:
             request_timeout_ms=REQUEST_TIMEOUT_MS,
         )
         await _start(consumer)
+        # By default the library asks anew after 0.1 s though some partitions have not been taken yet, leaves those out,
+        # and lets them wait until that request is over. Here it asks once all has been taken.
+        consumer._fetcher._prefetch_backoff = PREFETCH_BACKOFF_SEC
         consumer.assign([TopicPartition(*tp) for tp in positions])
         for tp, offset in positions.items():
             consumer.seek(TopicPartition(*tp), offset)
         return KafkaReader(consumer, positions)
 
     async def join(self, group: str, topics: Sequence[str]) -> KafkaMembership:
-        membership = KafkaMembership(self._bootstrap, group, topics)
-        await membership.start()
+        membership = KafkaMembership(self._bootstrap, group, topics, self._instance)
+        try:
+            await membership.start()
+        except BaseException:
+            await membership.close()
+            raise
         return membership
 
     async def close(self) -> None:
+        if self._watch is not None:
+            self._watch.cancel()
+            await asyncio.gather(self._watch, return_exceptions=True)
         if self._producer is not None:
-            await _bounded(self._producer.stop(), "producer")
+            await _stop(self._producer, "producer")
         if self._admin is not None:
-            await _bounded(self._admin.stop(), "client")
+            await _stop(self._admin, "client")
 
 
-async def _bounded(stopping: Coroutine[Any, Any, None], what: str) -> None:
-    """Stop a client, but not for ever: without a broker the client's own stop never returns."""
-    try:
-        async with asyncio.timeout(CLOSE_SEC):
-            await stopping
-    except TimeoutError:
+async def _stop(client: Any, what: str) -> None:
+    """Stop a client, but not for ever, and without its troubles.
+
+    Without a broker the client's own stop may never return, or raise a CancelledError that nobody asked for, and then
+    leaves its connections open.
+    """
+    stopping = asyncio.ensure_future(client.close() if isinstance(client, AIOKafkaAdminClient) else client.stop())
+    await asyncio.wait([stopping], timeout=CLOSE_SEC)
+    if stopping.done() and not stopping.cancelled() and stopping.exception() is None:
+        return
+    if not stopping.done():
         logger.warning("%s did not stop within %g s", what, CLOSE_SEC)
+        stopping.cancel()
+    connections = client.client if isinstance(client, AIOKafkaProducer) else client._client
+    closing = asyncio.ensure_future(connections.close())
+    await asyncio.wait([stopping, closing], timeout=CLOSE_SEC)
 
 
 def _delivery(native: asyncio.Future[Any], tp: TP) -> asyncio.Future[int]:
@@ -317,7 +487,10 @@ def _delivery(native: asyncio.Future[Any], tp: TP) -> asyncio.Future[int]:
         if error is None:
             delivery.set_result(done.result().offset)
         else:
-            failure = LogError(f"{tp.topic}[{tp.partition}]: a batch was not acknowledged: {error!r}")
+            # What the broker has refused for what it is will be refused again; all else may pass.
+            refused = isinstance(error, BrokerResponseError) and not error.retriable
+            kind = LogError if refused and not isinstance(error, SPENT_PRODUCER) else BrokerAwayError
+            failure = kind(f"{tp.topic}[{tp.partition}]: a batch was not acknowledged: {error!r}")
             failure.__cause__ = error
             delivery.set_exception(failure)
             delivery.exception()  # whoever awaits still gets it; a closing process is spared the warning

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple, Protocol, TypeAlias
+from typing import Final, NamedTuple, Protocol, TypeAlias
 
-from orderflow.errors import LogError
+from orderflow.errors import BrokerAwayError, LogError
 
 Headers: TypeAlias = Sequence[tuple[str, bytes]]
 
@@ -79,6 +79,18 @@ class Reader(Protocol):
     async def close(self) -> None: ...
 
 
+COMMIT_NOTE: Final = "orderflow"
+"""Stands beside every offset that we commit. Kafka's own tools leave the place empty, so a reset by hand shows."""
+
+
+class Committed(NamedTuple):
+    """An offset that a group has for a partition."""
+
+    offset: int
+    by_hand: bool
+    """Whether somebody else than a service of ours has set it."""
+
+
 class Membership(Protocol):
     """A place in a consumer group: gives partition numbers, takes commits; reads no data itself."""
 
@@ -101,11 +113,26 @@ class Membership(Protocol):
         """Record offsets for the group; False where a rebalance made them void (harmless: state decides)."""
         ...
 
+    async def committed(self, tps: Iterable[TP]) -> dict[TP, Committed]:
+        """The group's offsets; partitions without one are left out.
+
+        Raises
+        ------
+        LogError
+            The broker does not tell.
+        """
+        ...
+
     async def close(self) -> None: ...
 
 
 class Log(Protocol):
     """Append, read from a position, position."""
+
+    @property
+    def reachable(self) -> bool:
+        """Whether a broker has answered lately."""
+        ...
 
     def batch(self) -> Batch: ...
 
@@ -138,7 +165,7 @@ async def read_ranges(
 
     Raises
     ------
-    LogError
+    BrokerAwayError
         No position made progress for `max_idle_polls` polls.
     """
     found: dict[TP, list[LogRecord]] = {tp: [] for tp in ranges}
@@ -159,7 +186,7 @@ async def read_ranges(
                     del open_ranges[tp]
                     reader.pause([tp])
             if idle > max_idle_polls:
-                raise LogError(f"no progress reading {sorted(open_ranges)}: is the broker in trouble?")
+                raise BrokerAwayError(f"no progress reading {sorted(open_ranges)}: is the broker in trouble?")
     finally:
         await reader.close()
     return found

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from orderflow.errors import LogError
-from orderflow.streaming.log import TP, Batch, Headers, LogRecord
+from orderflow.streaming.log import TP, Batch, Committed, Headers, LogRecord
+from orderflow.topics import PARTITIONS
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,8 +113,11 @@ class MemoryMembership:
     async def commit(self, offsets: Mapping[TP, int]) -> bool:
         if any(tp.partition not in self.assigned for tp in offsets):
             return False
-        self._group.offsets.update(offsets)
+        self._group.offsets.update({tp: Committed(offset, by_hand=False) for tp, offset in offsets.items()})
         return True
+
+    async def committed(self, tps: Iterable[TP]) -> dict[TP, Committed]:
+        return {tp: self._group.offsets[tp] for tp in tps if tp in self._group.offsets}
 
     async def close(self) -> None:
         self._group.leave(self)
@@ -121,7 +125,7 @@ class MemoryMembership:
 
 class _Group:
     def __init__(self, partitions: int) -> None:
-        self.offsets: dict[TP, int] = {}
+        self.offsets: dict[TP, Committed] = {}
         self._members: list[MemoryMembership] = []
         self._partitions = partitions
 
@@ -158,6 +162,8 @@ class MemoryLog:
         self._max_batch_bytes = max_batch_bytes
         self._appended = asyncio.Event()
         self._groups: dict[tuple[str, tuple[str, ...]], _Group] = {}
+
+    reachable = True
 
     def batch(self) -> MemoryBatch:
         return MemoryBatch(self._max_batch_bytes)
@@ -207,11 +213,15 @@ class MemoryLog:
     async def reader(self, positions: Mapping[TP, int]) -> MemoryReader:
         return MemoryReader(self, positions)
 
+    def reset_offsets(self, group: str, offsets: Mapping[TP, int]) -> None:
+        """What Kafka's own tools do to a group at rest."""
+        key = (group, tuple(sorted({tp.topic for tp in offsets})))
+        found = self._groups.setdefault(key, _Group(PARTITIONS))
+        found.offsets.update({tp: Committed(offset, by_hand=True) for tp, offset in offsets.items()})
+
     async def join(self, group: str, topics: Sequence[str]) -> MemoryMembership:
         key = (group, tuple(sorted(topics)))
         if key not in self._groups:
-            from orderflow.topics import PARTITIONS
-
             self._groups[key] = _Group(PARTITIONS)
         return self._groups[key].join()
 

@@ -10,14 +10,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 import msgspec
 
-from orderflow.errors import FencedError, LogError
+from orderflow.errors import ConfigError, FencedError, LogError
 from orderflow.processor import Record
+from orderflow.streaming import crash
 from orderflow.streaming.codec import Codecs
 from orderflow.streaming.journal import EPOCH_HEADER, OPEN_KIND, JournalView, epoch_of
 from orderflow.streaming.log import TP, Log, LogRecord, read_ranges
@@ -29,6 +30,10 @@ logger = logging.getLogger(__name__)
 TAIL_RECORDS: Final = 20_000
 OPEN_ATTEMPTS: Final = 8
 OPEN_JITTER_SEC: Final = 0.2
+
+
+SOCKET_SOURCES: Final = {"live": "the live market", "sim": "a simulated market"}
+CAPTURE_SOURCE: Final = "a recorded market"
 
 
 class _TickSession(msgspec.Struct):
@@ -47,6 +52,34 @@ class Tail:
     session: str = ""
     """Session that the newest record belongs to; empty for a new journal."""
     clock_ts_ns: int = 0
+
+
+def market_of(session: str) -> str:
+    """What a session recorded, in words; empty where its name does not tell.
+
+    Sessions over sockets begin with their source, as in `live-1f2e3d4c5b6a-0011aabb`; those of captures have no hyphen.
+    """
+    source, hyphen, _ = session.partition("-")
+    return SOCKET_SOURCES.get(source, "") if hyphen else CAPTURE_SOURCE
+
+
+def check_market(tails: Iterable[Tail], session: str, topic: str) -> None:
+    """That a journal is continued with the kind of market that it holds.
+
+    Raises
+    ------
+    ConfigError
+        It is not: numbers from one would stand in the series of the other, and nothing downstream could tell.
+    """
+    ours = market_of(session)
+    for tail in tails:
+        theirs = market_of(tail.session) if tail.session else ""
+        if ours and theirs and ours != theirs:
+            raise ConfigError(
+                f"the journal {topic} holds {theirs} (session {tail.session}) and would be continued with {ours}: set "
+                "TOPIC_PREFIX to begin another deployment beside it, set SOURCE to what it holds, or remove it with all "
+                "its data (`docker compose down -v`)"
+            )
 
 
 class JournalWriter:
@@ -81,14 +114,18 @@ class JournalWriter:
 
         Raises
         ------
+        ConfigError
+            It holds another kind of market: see `check_market`.
         LogError
             Others keep opening it too, or what it held has expired, so that its numbers are not known any more.
         """
         for _ in range(OPEN_ATTEMPTS):
             before = await self._tails()
+            check_market((tail for _, tail in before.values()), session, next(iter(self._tps.values())).topic)
             self.epoch = 1 + max((epoch for epoch, _ in before.values()), default=0)
             self._headers = [(EPOCH_HEADER, str(self.epoch).encode())]
             own = await self._append_opens(session, now_ns)
+            crash.point("journal-opened")
             tails = await self._tails(own)
             if all(epoch < self.epoch for epoch, _ in tails.values()):
                 begins = await self._log.begin_offsets(self._tps.values())
@@ -142,6 +179,10 @@ class JournalWriter:
                 if start > begins[tp] and not (tail.seq and tail.session):
                     windows[tp] *= 4
                     continue
+                if not tail.seq and begins[tp]:
+                    # Retention has taken every record. None of their numbers was above their count: numbers that begin
+                    # there are new to everybody, where 1 would be taken for a repetition and dropped in silence.
+                    tail.seq = begins[tp]
                 found[tp] = epoch, tail
                 del windows[tp]
         return found

@@ -16,12 +16,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
-from orderflow.errors import LogError, OrderflowError
+import msgspec
+
+from orderflow.errors import BrokerAwayError, LogError, OrderflowError
 from orderflow.processor import Processor, Record
+from orderflow.streaming import crash
 from orderflow.streaming.codec import Codecs, peek
 from orderflow.streaming.journal import JournalView, epoch_of, session_of
 from orderflow.streaming.log import TP, Log, LogRecord, Membership, Reader, read_ranges
 from orderflow.streaming.merge import Input, Merger
+from orderflow.streaming.seek import epoch_at
 from orderflow.streaming.snapshots import (
     Commit,
     InputPosition,
@@ -30,10 +34,11 @@ from orderflow.streaming.snapshots import (
     check_fingerprint,
     encode_commit,
     encode_parts,
+    hour_of,
     load_newest,
 )
 from orderflow.streaming.writer import Writer
-from orderflow.topics import JOURNAL, TICKS
+from orderflow.topics import HOURLY, JOURNAL, TICKS
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +50,11 @@ TAIL_RECORDS: Final = 1000
 NOTHING: Final = (-1, -1)
 STOP_SEC: Final = 6.0
 """What is left of the ten seconds of a stop for the last snapshot."""
+STALLED_SEC: Final = 5.0
+"""A batch unacknowledged for this long: the service is not ready, though a broker answers."""
+PATIENCE_SEC: Final = 600.0
+RETRY_FIRST_SEC: Final = 0.2
+RETRY_MOST_SEC: Final = 5.0
 CONTROL_KINDS: Final = frozenset({"config", "end"})
 
 
@@ -53,12 +63,16 @@ class RuntimeOptions:
     """How a service runs; nothing here changes a result."""
 
     prefix: str = ""
+    input_prefix: str | None = None
+    """Of the topics that are read; None: `prefix`."""
     snapshot_sec: float = 10.0
     poll_wait_ms: int = 100
     max_poll_records: int = 4000
     max_buffered: int = 20_000
     """Records of one input that may wait for another input before the faster one is paused."""
     rebuild: bool = False
+    broker_patience_sec: float = PATIENCE_SEC
+    """How long a broker may be away, or fail again and again, before the process gives up."""
 
 
 @dataclass(slots=True)
@@ -66,7 +80,6 @@ class Stats:
     """Figures of a running service, read by its metrics; plain numbers so that hot paths stay cheap."""
 
     records_in: int = 0
-    records_out: int = 0
     suppressed: int = 0
     duplicates: int = 0
     stale_epoch: int = 0
@@ -75,7 +88,11 @@ class Stats:
     snapshots: int = 0
     recoveries: int = 0
     recovery_sec: float = 0.0
+    broker_losses: int = 0
+    """Times that this process began again from its snapshots because the broker had failed it."""
     last_snapshot_at: float = 0.0
+    owned_at: float = 0.0
+    """When partitions were last taken over; what they recovered from is older than any snapshot made since."""
     buffered: int = 0
     newest_clock_ms: float = 0.0
     latency_samples_ms: list[float] = field(default_factory=list)
@@ -121,6 +138,10 @@ class PartitionBase:
         self.epoch = 0
         """Epoch of the newest journal record processed; the view's own may be ahead of it."""
         self.clock_ts_ns = 0
+        self.lineage = 0
+        """See `Commit.lineage`."""
+        self.saved_hour: int | None = None
+        """Hour of the newest snapshot; None before the first."""
         self.row_filter: frozenset[int] | None = None
         """Where set: enum indices of the third field that are wanted of `market.rows`; others only keep their place."""
         self.filtered_topic = ""
@@ -169,8 +190,17 @@ class PartitionBase:
 
     done: dict[str, tuple[int, int]]
 
+    def states(self) -> dict[str, bytes]:
+        """The whole state, as a snapshot holds it."""
+        raise NotImplementedError
+
+    def output_tails(self) -> list[OutputTail]:
+        """The newest (seq, sub) that this computation has come to, per output."""
+        return []
+
     def restore_inputs(self, commit: Commit) -> None:
         """Set inputs to where a snapshot left them."""
+        self.lineage = commit.lineage
         for position in commit.inputs:
             each = self.by_topic[position.topic]
             each.next_offset = position.next_offset
@@ -208,12 +238,11 @@ class PartitionBase:
         """Whether the session has ended here and everything that its end caused has been taken."""
         return self.ended and self.merger.frontier >= self.end_seq
 
-    def commit_record(
-        self, first_offset: int, parts: int, inputs: list[InputPosition], outputs: list[OutputTail], fingerprint: str
-    ) -> Commit:
+    def commit_record(self, inputs: list[InputPosition], outputs: list[OutputTail], fingerprint: str) -> Commit:
+        """Where everything stands now; `write_snapshot` adds where its parts are."""
         return Commit(
-            first_offset=first_offset,
-            parts=parts,
+            first_offset=0,
+            parts=0,
             inputs=inputs,
             outputs=outputs,
             session=self.session,
@@ -221,8 +250,26 @@ class PartitionBase:
             code_version=CODE_VERSION,
             fingerprint=fingerprint,
             clock_ts_ns=self.clock_ts_ns,
-            epoch=self.epoch,
+            epoch=self._epoch_to_go_on(),
+            lineage=self.lineage,
         )
+
+    def _epoch_to_go_on(self) -> int:
+        """The epoch that the journal is under where reading will go on.
+
+        An `open` that was read lies before that place though nothing of its epoch may have been processed yet: a restart
+        that did not know of it would take a superseded recorder's late records.
+        """
+        if self.view is None:
+            return self.epoch
+        pending = [record for each, _, _, record in self.released if each.topic == JOURNAL]
+        pending += [record for _, _, record in self.by_topic[JOURNAL].waiting if record is not None][:1]
+        return epoch_of(pending[0]) if pending else self.view.epoch
+
+    @property
+    def released(self) -> Sequence[tuple[Input, int, int, LogRecord]]:
+        """What the merge has given and is not processed yet."""
+        return ()
 
 
 class ProcessorTask(PartitionBase):
@@ -258,6 +305,7 @@ class ProcessorTask(PartitionBase):
         released = self.merger.run(limit)
         if released:
             self._step_all(released)
+            crash.point("stepped")
             self.stats.records_in += len(released)
             self._stamp_ms = released[-1][3].timestamp
             self.stats.sample_latency(time.time() * 1000 - self._stamp_ms)
@@ -327,6 +375,9 @@ class ProcessorTask(PartitionBase):
                 self.writer.append(tp, b"", None, self._stamp_ms or int(time.time() * 1000), headers)
                 self.stats.markers_out += 1
 
+    def states(self) -> dict[str, bytes]:
+        return self.processor.snapshot()
+
     def output_tails(self) -> list[OutputTail]:
         """The newest (seq, sub) that this computation has come to, per output.
 
@@ -375,7 +426,8 @@ class ServiceRuntime(ABC):
         self.options = options
         self.stats = Stats()
         self.tasks: dict[int, Any] = {}
-        self.ready = False
+        self._owning = False
+        """Whether partitions are owned, recovered and read."""
         self._membership: Membership | None = None
         self._reader: Reader | None = None
         self._paused: set[TP] = set()
@@ -384,10 +436,15 @@ class ServiceRuntime(ABC):
         self._unfinished: set[int] = set()
         """Partitions to look at though nothing new has come: not looked at yet, not at rest yet, a cut to make."""
         self._stopping = asyncio.Event()
+        self._limit: asyncio.Timeout | None = None
+        self._saving: asyncio.Task[None] | None = None
+        """The snapshot that is being written beside the work."""
+        self._retry_sec = RETRY_FIRST_SEC
+        self._failing_since: float | None = None
         self._instance = uuid.uuid4().hex[:12]
         self._snapshot_count = 0
-        self._logical: dict[str, str] = {self.physical(topic): topic for topic in spec.inputs}
-        self.state_writer = Writer(log)
+        self._logical: dict[str, str] = {self.physical_input(topic): topic for topic in spec.inputs}
+        self.state_writer = Writer(log, patience_sec=options.broker_patience_sec)
 
     # -- what subclasses give -------------------------------------------------------------------------------------
 
@@ -409,9 +466,27 @@ class ServiceRuntime(ABC):
     def physical(self, topic: str) -> str:
         return self.options.prefix + topic
 
+    def physical_input(self, topic: str) -> str:
+        prefix = self.options.input_prefix
+        return (self.options.prefix if prefix is None else prefix) + topic
+
+    @property
+    def writers(self) -> list[Writer]:
+        """Everything that this service writes through."""
+        return [self.state_writer]
+
+    @property
+    def ready(self) -> bool:
+        """Whether partitions are owned and worked on, and the broker takes and gives."""
+        return self._owning and self.log.reachable and all(writer.waiting_sec < STALLED_SEC for writer in self.writers)
+
     def stop(self) -> None:
-        """Drain what has been read, snapshot, and return from `run`."""
+        """Drain what has been read, snapshot, and return from `run`; within bounds, even if the broker is away."""
+        if self._stopping.is_set():
+            return
         self._stopping.set()
+        if self._limit is not None:
+            self._limit.reschedule(asyncio.get_running_loop().time() + STOP_SEC)
 
     @property
     def drained(self) -> bool:
@@ -419,44 +494,110 @@ class ServiceRuntime(ABC):
         return self.ready and bool(self.tasks) and all(task.settled for task in self.tasks.values())
 
     async def run(self) -> None:
-        """Until `stop`, or a failure.
+        """Until `stop`, or a failure. A broker that is away is waited for; then all goes on from the snapshots.
 
         Raises
         ------
         OrderflowError
-            The broker lost a write, an input is damaged, or a step failed: the process must end and start anew.
+            An input is damaged, a step failed, or the broker stayed away beyond the patience: the process must end.
         """
-        topics = [self.physical(topic) for topic in self.spec.inputs]
-        self._membership = await self.log.join(f"{self.options.prefix}orderflow.{self.spec.name}", topics)
-        next_snapshot = time.monotonic() + self.options.snapshot_sec
         try:
-            while not self._stopping.is_set():
-                if self._membership.failure is not None:
-                    raise self._membership.failure
-                if self._membership.changed.is_set():
-                    await self._reassign()
-                if self._reader is None:
-                    await self._idle()
-                    continue
-                busy = await self._round(self._reader)
-                if time.monotonic() >= next_snapshot:
-                    await self.snapshot(sorted(self.tasks))
-                    next_snapshot = time.monotonic() + self.options.snapshot_sec
-                if busy:
-                    await asyncio.sleep(0)
-            if self._reader is not None:
-                async with asyncio.timeout(STOP_SEC):
-                    await self.snapshot(sorted(self.tasks))
+            async with asyncio.timeout(None) as self._limit:
+                while not self._stopping.is_set():
+                    try:
+                        await self._work()
+                    except BrokerAwayError as error:
+                        await self._begin_again(error)
         except TimeoutError as error:
             raise LogError(
                 f"{self.spec.name}: the last snapshot was not acknowledged within {STOP_SEC:g} s of the stop; nothing is "
                 "lost: the next start goes on from the one before"
             ) from error
         finally:
-            self.ready = False
-            if self._reader is not None:
-                await self._reader.close()
-            await self._membership.close()
+            self._limit = None
+            await self._let_go()
+
+    async def _work(self) -> None:
+        """Join the group, take over partitions, process; return at a stop with everything saved."""
+        topics = [self.physical_input(topic) for topic in self.spec.inputs]
+        if self._membership is None:
+            self._membership = await self.log.join(f"{self.options.prefix}orderflow.{self.spec.name}", topics)
+        next_snapshot = time.monotonic() + self.options.snapshot_sec
+        while not self._stopping.is_set():
+            if self._membership.failure is not None:
+                raise self._membership.failure
+            if self._membership.changed.is_set():
+                await self._reassign()
+            if self._reader is None:
+                await self._idle()
+                continue
+            busy = await self._round(self._reader)
+            if self._saving is None and time.monotonic() >= next_snapshot:
+                self._saving = asyncio.create_task(self.snapshot(sorted(self.tasks)))
+                next_snapshot = time.monotonic() + self.options.snapshot_sec
+            elif self._saving is not None and self._saving.done():
+                await self._saved()
+            if busy:
+                await asyncio.sleep(0)
+        crash.point("stopping")
+        if self._saving is not None:
+            await self._saved()
+        if self._reader is not None:
+            await self.snapshot(sorted(self.tasks))
+
+    async def _saved(self) -> None:
+        """Take note of a snapshot that is done, or wait for it; raises what it raised."""
+        saving, self._saving = self._saving, None
+        if saving is not None:
+            await saving
+            self._retry_sec, self._failing_since = RETRY_FIRST_SEC, None
+
+    async def _begin_again(self, error: BrokerAwayError) -> None:
+        """Forget what the broker may not have taken, wait, and let everything be recovered from the snapshots.
+
+        What is still under way can arrive later: it is the same as what will be written again, and dropped as such.
+        """
+        now = time.monotonic()
+        self._failing_since = self._failing_since or now
+        if now - self._failing_since > self.options.broker_patience_sec:
+            raise error
+        logger.warning("%s: %s; beginning again from the newest snapshots", self.spec.name, error)
+        self.stats.broker_losses += 1
+        await self._let_go()
+        self.tasks.clear()
+        for writer in self.writers:
+            writer.abandon()
+        self.renew_writers()
+        while not self._stopping.is_set():
+            await self._pause(self._retry_sec)
+            self._retry_sec = min(RETRY_MOST_SEC, 2 * self._retry_sec)
+            if self.log.reachable or time.monotonic() - self._failing_since > self.options.broker_patience_sec:
+                return
+
+    def renew_writers(self) -> None:
+        """Make new writers in the place of abandoned ones."""
+        self.state_writer = Writer(self.log, patience_sec=self.options.broker_patience_sec)
+
+    async def _pause(self, pause_sec: float) -> None:
+        try:
+            async with asyncio.timeout(pause_sec):
+                await self._stopping.wait()
+        except TimeoutError:
+            pass
+
+    async def _let_go(self) -> None:
+        """Close the reader and leave the group; a snapshot that is under way is given up."""
+        self._owning = False
+        saving, self._saving = self._saving, None
+        if saving is not None:
+            saving.cancel()
+            await asyncio.gather(saving, return_exceptions=True)
+        reader, self._reader = self._reader, None
+        membership, self._membership = self._membership, None
+        if reader is not None:
+            await reader.close()
+        if membership is not None:
+            await membership.close()
 
     async def _idle(self) -> None:
         assert self._membership is not None
@@ -471,6 +612,8 @@ class ServiceRuntime(ABC):
         options = self.options
         got = await reader.poll(1 if self._more_due else options.poll_wait_ms, options.max_poll_records)
         self.stats.polls += 1
+        if got:
+            crash.point("polled")
         # What waits in a partition becomes due only by what arrives in it, so the others need no look.
         active = self._unfinished
         for tp, records in got.items():
@@ -504,7 +647,7 @@ class ServiceRuntime(ABC):
                 buffered += waiting
                 if waiting <= limit and not self._paused:
                     continue
-                tp = TP(self.physical(each.topic), partition)
+                tp = TP(self.physical_input(each.topic), partition)
                 if waiting > limit and tp not in self._paused:
                     pause.append(tp)
                 elif waiting <= limit // 2 and tp in self._paused:
@@ -526,10 +669,11 @@ class ServiceRuntime(ABC):
         kept = assigned & self.tasks.keys()
         if assigned == self.tasks.keys() and self._reader is not None:
             return
-        self.ready = False
+        self._owning = False
         if self._reader is not None:
             await self._reader.close()
             self._reader = None
+        crash.point("rebalance")
         for partition in list(self.tasks):
             if partition not in assigned:
                 del self.tasks[partition]
@@ -541,12 +685,14 @@ class ServiceRuntime(ABC):
         self._unfinished = set(self.tasks)
         self._reader = await self.log.reader(
             {
-                TP(self.physical(each.topic), partition): each.next_offset
+                TP(self.physical_input(each.topic), partition): each.next_offset
                 for partition, task in self.tasks.items()
                 for each in task.merger.inputs
             }
         )
-        self.ready = True
+        crash.point("recovered")
+        self._owning = True
+        self.stats.owned_at = time.time()
         logger.info("%s owns partitions %s", self.spec.name, sorted(self.tasks))
 
     async def _recover(self, partitions: Sequence[int]) -> None:
@@ -557,33 +703,113 @@ class ServiceRuntime(ABC):
         snapshots = await load_newest(self.log, state_tps.values())
         tails = await self._read_tails(partitions, {p: snapshots[tp] for p, tp in state_tps.items()})
         begins = await self.log.begin_offsets(
-            TP(self.physical(topic), partition) for topic in self.spec.inputs for partition in partitions
+            TP(self.physical_input(topic), partition) for topic in self.spec.inputs for partition in partitions
         )
+        by_hand = await self._offsets_by_hand(partitions)
+        crash.point("recovering")
         for partition in partitions:
             task = self.make_task(partition)
             for topic in self.spec.inputs:
-                task.by_topic[topic].next_offset = begins[TP(self.physical(topic), partition)]
+                task.by_topic[topic].next_offset = begins[TP(self.physical_input(topic), partition)]
             for topic, tail in tails[partition].items():
                 task.tails[topic] = tail
             restored = snapshots[state_tps[partition]]
-            if restored is not None and check_fingerprint(
-                restored.commit, self.spec.fingerprint, CODE_VERSION, state_tps[partition], rebuild=self.options.rebuild
+            if by_hand.get(partition):
+                await self._obey(task, by_hand[partition], restored, begins)
+            if (
+                restored is not None
+                and check_fingerprint(
+                    restored.commit,
+                    self.spec.fingerprint,
+                    CODE_VERSION,
+                    state_tps[partition],
+                    rebuild=self.options.rebuild,
+                )
+                and self._retained(restored, begins, partition)
             ):
-                self._check_retained(restored, begins, partition)
                 self.restore_task(task, restored)
+                task.saved_hour = hour_of(
+                    self.spec.state_name or self.spec.name, restored.commit.clock_ts_ns, self.options.snapshot_sec
+                )
                 self.stats.recoveries += 1
+            elif restored is not None:
+                task.lineage = restored.commit.lineage + 1
             self.tasks[partition] = task
         self.stats.recovery_sec = time.monotonic() - started
 
-    def _check_retained(self, restored: Restored, begins: Mapping[TP, int], partition: int) -> None:
+    async def _offsets_by_hand(self, partitions: Sequence[int]) -> dict[int, dict[str, int]]:
+        """Offsets that somebody has given the group with Kafka's own tools: partition -> topic -> offset."""
+        assert self._membership is not None
+        tps = {
+            TP(self.physical_input(topic), partition): topic for topic in self.spec.inputs for partition in partitions
+        }
+        found: dict[int, dict[str, int]] = {}
+        for tp, committed in (await self._membership.committed(tps)).items():
+            if committed.by_hand:
+                found.setdefault(tp.partition, {})[tps[tp]] = committed.offset
+        return found
+
+    async def _obey(
+        self, task: Any, offsets: Mapping[str, int], restored: Restored | None, begins: Mapping[TP, int]
+    ) -> None:
+        """Begin at offsets given by hand, where nothing has been computed yet.
+
+        Raises
+        ------
+        LogError
+            Results exist already: going on elsewhere would leave a hole in them or repeat them; or only some inputs were
+            given an offset.
+        """
+        partition = task.partition
+        if restored is not None and all(
+            offsets.get(p.topic, p.next_offset) == p.next_offset for p in restored.commit.inputs
+        ):
+            return  # committed by an older version of ours, or reset to where we stand
+        group = f"{self.options.prefix}orderflow.{self.spec.name}"
+        given = ", ".join(f"{self.physical_input(topic)}[{partition}] at {offset}" for topic, offset in offsets.items())
+        if restored is not None or any(tail > NOTHING for tail in task.tails.values()):
+            raise LogError(
+                f"{self.spec.name}: the offsets of group {group!r} were reset by hand ({given}), but results under "
+                f"TOPIC_PREFIX={self.options.prefix!r} exist already, and going on elsewhere would repeat them or leave a "
+                f"hole: set a new TOPIC_PREFIX and INPUT_PREFIX={self.physical_input('')!r}, and reset the offsets of that "
+                "prefix' group; or, to go on as before, set them back with kafka-consumer-groups.sh --delete-offsets"
+            )
+        missing = [topic for topic in self.spec.inputs if topic not in offsets]
+        if missing:
+            raise LogError(
+                f"{self.spec.name}: of group {group!r} {given} was set by hand, but not "
+                f"{self.physical_input(missing[0])}[{partition}]: reset all inputs together (--all-topics), by the same time"
+            )
+        for topic, offset in offsets.items():
+            tp = TP(self.physical_input(topic), partition)
+            task.by_topic[topic].next_offset = max(offset, begins[tp])
+            if topic == JOURNAL:
+                task.view.epoch = task.epoch = await epoch_at(self.log, tp, offset)
+        await self._save_beginning(task)
+        logger.info("%s begins at offsets given by hand, without a past: %s", self.spec.name, given)
+
+    async def _save_beginning(self, task: Any) -> None:
+        """Before anything is written: a restart must begin where this start did, and know the offsets for its own."""
+        await self.write_snapshot(task, task.states(), self._commit_of(task))
+        await self.state_writer.flush()
+        await self.commit_offsets({task.partition: task.positions()})
+
+    def _commit_of(self, task: ProcessorTask) -> Commit:
+        return task.commit_record(task.positions(), task.output_tails(), self.spec.fingerprint)
+
+    def _retained(self, restored: Restored, begins: Mapping[TP, int], partition: int) -> bool:
+        """Whether everything behind a snapshot is still there; False where not and a rebuild was asked for."""
         for position in restored.commit.inputs:
-            begin = begins[TP(self.physical(position.topic), partition)]
+            begin = begins[TP(self.physical_input(position.topic), partition)]
             if position.next_offset < begin:
+                if self.options.rebuild:
+                    return False
                 raise LogError(
                     f"{self.spec.name}: the newest snapshot of partition {partition} goes on at offset "
                     f"{position.next_offset} of {position.topic}, but the oldest retained is {begin}: retention has "
                     "passed it; set STATE_REBUILD=true to begin a new lineage, or replay from the lake"
                 )
+        return True
 
     async def _read_tails(
         self, partitions: Sequence[int], snapshots: Mapping[int, Restored | None]
@@ -631,23 +857,43 @@ class ServiceRuntime(ABC):
                 del windows[tp]
         return tails
 
-    async def write_snapshot(self, task: Any, states: dict[str, bytes], commit: Callable[[int, int], Commit]) -> None:
-        """Write a partition's state and the commit record behind it, durably."""
+    async def write_snapshot(self, task: Any, states: dict[str, bytes], commit: Commit) -> None:
+        """Write a partition's state and the commit record behind it; the first of an hour is kept with the journal.
+
+        Durable once the writer of state is flushed.
+        """
+        name = self.spec.state_name or self.spec.name
+        hour = hour_of(name, commit.clock_ts_ns, self.options.snapshot_sec)
+        if task.saved_hour is None or hour > task.saved_hour:
+            hourly = TP(self.physical(HOURLY), task.partition)
+            await self._append_snapshot(hourly, states, commit, (await self.log.end_offsets([hourly]))[hourly], name)
+        task.saved_hour = hour
         tp = TP(self.physical(self.spec.state_topic), task.partition)
+        own_end = self.state_writer.next_offset.get(tp)
+        if own_end is None:  # where to look for the parts from: behind our own newest, or anybody's
+            own_end = (await self.log.end_offsets([tp]))[tp]
+        await self._append_snapshot(tp, states, commit, own_end)
+
+    async def _append_snapshot(
+        self, tp: TP, states: dict[str, bytes], commit: Commit, first_offset: int, service: str = ""
+    ) -> None:
         self._snapshot_count += 1
         snapshot_id = f"{self._instance}-{self._snapshot_count}"
-        first_offset = (await self.log.end_offsets([tp]))[tp]
         now_ms = int(time.time() * 1000)
         for key, value, headers in encode_parts(snapshot_id, states):
             self.state_writer.append(tp, key, value, now_ms, headers)
-        key, value, headers = encode_commit(snapshot_id, commit(first_offset, len(states)))
+        if crash.due("snapshot-half"):
+            await self.state_writer.flush()
+            crash.die("snapshot-half")
+        complete = msgspec.structs.replace(commit, first_offset=first_offset, parts=len(states))
+        key, value, headers = encode_commit(snapshot_id, complete, service)
         self.state_writer.append(tp, key, value, now_ms, headers)
 
     async def commit_offsets(self, positions: Mapping[int, Sequence[InputPosition]]) -> None:
         """Record the offsets with the group, for lag and for those who look with Kafka's own tools."""
         assert self._membership is not None
         offsets = {
-            TP(self.physical(position.topic), partition): position.next_offset
+            TP(self.physical_input(position.topic), partition): position.next_offset
             for partition, inputs in positions.items()
             for position in inputs
         }
@@ -670,7 +916,7 @@ class ProcessorRuntime(ServiceRuntime):
     ) -> None:
         super().__init__(log, codecs, spec, options)
         self._make = make
-        self._writer = Writer(log)
+        self._writer = Writer(log, patience_sec=options.broker_patience_sec)
         self._row_filter = row_filter
         self._filtered_topic = filtered_topic
 
@@ -680,30 +926,37 @@ class ProcessorRuntime(ServiceRuntime):
         task.filtered_topic = self._filtered_topic
         return task
 
+    @property
+    def writers(self) -> list[Writer]:
+        return [self.state_writer, self._writer]
+
+    def renew_writers(self) -> None:
+        super().renew_writers()
+        self._writer = Writer(self.log, patience_sec=self.options.broker_patience_sec)
+
     async def after_advance(self) -> None:
         await self._writer.ship()
-        self.stats.records_out = self._writer.records_sent
 
     async def snapshot(self, partitions: Sequence[int]) -> None:
-        """Outputs first, then state, then offsets: each step may be lost without harm to the one before."""
-        await self._writer.flush()
-        positions: dict[int, list[InputPosition]] = {}
+        """Outputs first, then state, then offsets: each step may be lost without harm to the one before.
+
+        The state is taken between two rounds, partition by partition; processing goes on while it is written.
+        """
+        saved: list[tuple[ProcessorTask, dict[str, bytes], Commit]] = []
         for partition in partitions:
-            task: ProcessorTask = self.tasks[partition]
-            inputs = task.positions()
-            if task.merger.frontier < 0:
-                continue  # nothing was ever taken
-            positions[partition] = inputs
-            outputs = task.output_tails()
-            await self.write_snapshot(
-                task,
-                task.processor.snapshot(),
-                lambda first, parts, task=task, inputs=inputs, outputs=outputs: task.commit_record(  # type: ignore[misc]
-                    first, parts, inputs, outputs, self.spec.fingerprint
-                ),
-            )
+            task: ProcessorTask | None = self.tasks.get(partition)
+            if task is None or task.merger.frontier < 0:
+                continue  # gone meanwhile, or nothing was ever taken
+            saved.append((task, task.states(), self._commit_of(task)))
+            await asyncio.sleep(0)
+        await self._writer.settled()
+        crash.point("snapshot-flushed")
+        for task, states, commit in saved:
+            await self.write_snapshot(task, states, commit)
         await self.state_writer.flush()
-        await self.commit_offsets(positions)
+        crash.point("snapshot-written")
+        await self.commit_offsets({task.partition: commit.inputs for task, _, commit in saved})
+        crash.point("committed")
         self.stats.snapshots += 1
         self.stats.last_snapshot_at = time.time()
 

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import hashlib
 import json
 import logging
 import math
 import os
 import signal
+import socket
 import sys
 import time
 from collections.abc import Callable
@@ -24,14 +26,22 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, ProcessCol
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
 from orderflow.config import Config, effective_fingerprint, load
-from orderflow.errors import FencedError, OrderflowError
+from orderflow.errors import ConfigError, FencedError, OrderflowError
 from orderflow.processor import Processor
 from orderflow.registry.client import RegistryClient
+from orderflow.streaming import crash
 from orderflow.streaming.codec import Codecs
 from orderflow.streaming.init import codecs_for, wait_for_topics
 from orderflow.streaming.kafka_log import KafkaLog
-from orderflow.streaming.runtime import ProcessorRuntime, RuntimeOptions, ServiceRuntime, ServiceSpec, Stats
-from orderflow.topics import ROWS
+from orderflow.streaming.runtime import (
+    PATIENCE_SEC,
+    ProcessorRuntime,
+    RuntimeOptions,
+    ServiceRuntime,
+    ServiceSpec,
+    Stats,
+)
+from orderflow.topics import HOURLY, ROWS
 
 logger = logging.getLogger("orderflow")
 
@@ -74,9 +84,44 @@ class JsonLines(logging.Formatter):
         return json.dumps(line, ensure_ascii=False)
 
 
-def _no_repetition(record: logging.LogRecord) -> bool:
-    """While a broker is away the client library says so many times a second; what comes of it is our own message."""
-    return not record.msg.startswith("Unable connect to")
+class _OneOfEach(logging.Filter):
+    """Lets each message of the client library through once a minute.
+
+    While a broker is away the library says so several times a second, and `KafkaLog` says it once: those messages are
+    left out altogether.
+    """
+
+    def __init__(self, told_elsewhere: tuple[str, ...], every_sec: float = 60.0) -> None:
+        super().__init__()
+        self._told_elsewhere = told_elsewhere
+        self._every_sec = every_sec
+        self._last: dict[str, float] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        message = str(record.msg)
+        if message.startswith(self._told_elsewhere):
+            return False
+        before = self._last.get(message)
+        if before is not None and record.created - before < self._every_sec:
+            return False
+        self._last[message] = record.created  # templates, not texts: their number is that of the library's calls
+        return True
+
+
+TOLD_BY_THE_LOG: Final = (
+    "Unable connect",
+    "Unable to update metadata",
+    "Unable to request metadata",
+    "Failed fetch messages",
+    "Failed fetch offsets",
+    "Group Coordinator Request failed",
+    "Error sending",
+    "Heartbeat send request failed",
+    "Heartbeat session expired",
+    "LeaveGroup request failed",
+    "OffsetCommit failed before join",
+)
+"""How aiokafka's messages of a broker that is away begin; the first request of a fresh broker's group is among them."""
 
 
 def set_up_logging(service: str, level: str) -> None:
@@ -86,9 +131,11 @@ def set_up_logging(service: str, level: str) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level)
+    # A filter of a logger does not see what the loggers below it hand up; one of the handler sees everything.
+    quiet = _OneOfEach(TOLD_BY_THE_LOG)
+    handler.addFilter(lambda record: not record.name.startswith("aiokafka") or quiet.filter(record))
     for noisy in ("aiokafka", "websockets", "aiohttp.access"):
         logging.getLogger(noisy).setLevel(logging.ERROR if noisy == "aiokafka" else logging.WARNING)
-    logging.getLogger("aiokafka").addFilter(_no_repetition)
 
 
 def quantiles(samples: list[float]) -> dict[str, float]:
@@ -128,6 +175,7 @@ class StatsCollector:
             ("progress_markers", "progress markers written", stats.markers_out),
             ("snapshots", "snapshots written", stats.snapshots),
             ("recoveries", "partitions recovered from a snapshot", stats.recoveries),
+            ("broker_losses", "times that all was recovered because the broker had failed", stats.broker_losses),
         ):
             counter = CounterMetricFamily(f"orderflow_{name}", text, labels=["service"])
             counter.add_metric([self._service], value)
@@ -154,10 +202,11 @@ class StatsCollector:
             ("batch_span", "records of the newest batch", float(stats.batch_span)),
             ("orderflow_recovery_sec", "seconds that the newest recovery took", stats.recovery_sec),
             ("orderflow_ready", "1 where the service owns partitions and works", float(self._runtime.ready)),
+            ("orderflow_broker_reachable", "1 where a broker has answered lately", float(self._runtime.log.reachable)),
             (
                 "orderflow_snapshot_age_sec",
-                "seconds since the newest snapshot",
-                time.time() - stats.last_snapshot_at if stats.last_snapshot_at else 0.0,
+                "seconds since the newest snapshot, or since partitions were taken over; 0 where none are owned",
+                time.time() - max(stats.last_snapshot_at, stats.owned_at) if stats.owned_at else 0.0,
             ),
         ):
             gauge = GaugeMetricFamily(name, text, labels=["service"])
@@ -237,6 +286,14 @@ def write_status_file(path: str, content: dict[str, Any]) -> None:
     temporary.replace(target)
 
 
+def instance_of(status_file: str) -> str | None:
+    """Name of the place that a process fills: a supervisor gives each place a status file of its own."""
+    if not status_file:
+        return None
+    place = f"{socket.gethostname()}:{Path(status_file).resolve()}"
+    return hashlib.sha256(place.encode()).hexdigest()[:16]
+
+
 def metrics_content(service: str, registry: CollectorRegistry) -> dict[str, Any]:
     """Every sample of a registry under its name with its labels, as on `/metrics`."""
     figures: dict[str, float] = {}
@@ -313,14 +370,23 @@ async def serve(name: str, config: Config, topics: tuple[str, ...], needs: tuple
         runtime.kafka_bootstrap,
         client_id=f"orderflow-{name}",
         compression=None if runtime.compression == "none" else runtime.compression,
+        instance=instance_of(runtime.status_file),
+        patience_sec=PATIENCE_SEC,
     )
     pages: Pages | None = None
     metrics_file: asyncio.Task[None] | None = None
+    if runtime.input_prefix is not None and name == "ingestion":
+        raise ConfigError(
+            f"INPUT_PREFIX is {runtime.input_prefix!r}: ingestion records a journal of its own and reads no other; to compute "
+            "from another's run `python -m services.normaliser`"
+        )
     try:
-        await wait_for_topics(runtime.kafka_bootstrap, runtime.topic_prefix, needs)
+        await wait_for_topics(runtime.kafka_bootstrap, runtime.topic_prefix, (*needs, HOURLY))
         codecs = await codecs_for(registry_client, runtime.topic_prefix, topics)
         await log.start()
         running, registry, status = build(config, log, codecs)
+        if runtime.input_prefix is not None and isinstance(running, ServiceRuntime):
+            await wait_for_topics(runtime.kafka_bootstrap, runtime.input_prefix, running.spec.inputs)
         ProcessCollector(registry=registry)
         pages = Pages(running, registry, status)
         await pages.start(runtime.metrics_host, runtime.metrics_port)
@@ -357,6 +423,7 @@ async def serve(name: str, config: Config, topics: tuple[str, ...], needs: tuple
 def run_service(name: str, topics: tuple[str, ...], needs: tuple[str, ...], build: Build) -> int:
     """The `main` of a service; returns its exit code."""
     try:
+        crash.arm(os.environ)
         config = load()
     except OrderflowError as error:
         set_up_logging(name, "INFO")
@@ -381,6 +448,7 @@ def options_of(config: Config) -> RuntimeOptions:
     """Runtime options of a configuration."""
     return RuntimeOptions(
         prefix=config.runtime.topic_prefix,
+        input_prefix=config.runtime.input_prefix,
         snapshot_sec=config.runtime.snapshot_sec,
         rebuild=config.runtime.state_rebuild,
     )

@@ -14,9 +14,11 @@ from typing import Any, Final
 
 from orderflow.errors import OrderflowError
 from orderflow.lake.sink import FileSink
+from orderflow.streaming import crash
 from orderflow.streaming.codec import Codecs
 from orderflow.streaming.journal import epoch_of
-from orderflow.streaming.log import Log
+from orderflow.streaming.log import Log, LogRecord
+from orderflow.streaming.merge import Input
 from orderflow.streaming.runtime import (
     CONTROL_KINDS,
     PartitionBase,
@@ -25,7 +27,7 @@ from orderflow.streaming.runtime import (
     ServiceSpec,
     Stats,
 )
-from orderflow.streaming.snapshots import Commit, InputPosition, Restored
+from orderflow.streaming.snapshots import InputPosition, Restored
 from orderflow.topics import JOURNAL, TICKS
 
 logger = logging.getLogger(__name__)
@@ -120,6 +122,10 @@ class SinkTask(PartitionBase):
         return True
 
     @property
+    def released(self) -> Sequence[tuple[Input, int, int, LogRecord]]:
+        return self._rest
+
+    @property
     def waits_on_itself(self) -> bool:
         """A cut that could not be made yet, or records behind one."""
         return self._cut_pending or bool(self._rest)
@@ -127,6 +133,9 @@ class SinkTask(PartitionBase):
     @property
     def settled(self) -> bool:
         return self.ended and self.merger.frontier >= self.end_seq and not self._cut_pending and not self._rest
+
+    def states(self) -> dict[str, bytes]:
+        return self.sink.state()
 
     def restore(self, restored: Restored) -> None:
         self.restore_inputs(restored.commit)
@@ -166,12 +175,13 @@ class SinkRuntime(ServiceRuntime):
         logger.error("%s partition %d waits, nothing is lost: %s", self.spec.name, task.partition, error)
 
     async def _commit_cut(self, task: SinkTask, positions: list[InputPosition], result: Any) -> None:
-        def commit(first_offset: int, parts: int) -> Commit:
-            return task.commit_record(first_offset, parts, positions, [], self.spec.fingerprint)
-
-        await self.write_snapshot(task, task.sink.state(), commit)
+        crash.point("cut-written")
+        commit = task.commit_record(positions, [], self.spec.fingerprint)
+        await self.write_snapshot(task, task.states(), commit)
         await self.state_writer.flush()
+        crash.point("snapshot-written")
         await self.commit_offsets({task.partition: positions})
+        crash.point("committed")
         self.cuts += 1
         self.stats.snapshots += 1
         self.stats.last_snapshot_at = time.time()

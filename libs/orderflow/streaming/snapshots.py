@@ -6,7 +6,8 @@ the header `commit` with that id and a `Commit` as value. What has no commit, or
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from operator import itemgetter
 from typing import Final
 
 import msgspec
@@ -20,6 +21,13 @@ COMMIT_HEADER: Final = "commit"
 ZSTD_LEVEL: Final = 3
 MAX_STATE_BYTES: Final = 64 << 20
 FIRST_WINDOW: Final = 256
+HOUR_NS: Final = 3_600_000_000_000
+STAGGER: Final = {"normaliser": 0, "ofi": 1, "cvd": 1, "fusion": 2, "signal": 3, "lake": 4, "sinks": 4}
+"""How many steps behind the full hour a service takes its hourly snapshot, in the order of computation.
+
+A replay can start from a set of snapshots only where each service stands at or behind what reads from it has taken; a
+step is two intervals of snapshots, so those of one hour are such a set.
+"""
 
 
 class InputPosition(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -56,6 +64,15 @@ class Commit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     clock_ts_ns: int = 0
     epoch: int = 0
     note: dict[str, str] = {}
+    lineage: int = 0
+    """One more for each time that state was computed anew: a process that still runs under the settings before it must
+    not put its state in front of the new one's."""
+
+    @property
+    def rank(self) -> tuple[int, int]:
+        """What makes one snapshot newer than another: not its place in the topic, since a process that has lost its
+        partition without knowing goes on saving what is older."""
+        return self.lineage, sum(position.next_offset for position in self.inputs)
 
 
 class Restored(msgspec.Struct, frozen=True):
@@ -72,35 +89,82 @@ def encode_parts(snapshot_id: str, states: Mapping[str, bytes]) -> list[tuple[by
     return [(symbol.encode(), compressor.compress(states[symbol]), headers) for symbol in sorted(states)]
 
 
-def encode_commit(snapshot_id: str, commit: Commit) -> tuple[bytes, bytes, list[tuple[str, bytes]]]:
-    """(key, value, headers) of the commit record."""
-    return b"", msgspec.json.encode(commit), [(COMMIT_HEADER, snapshot_id.encode())]
+def encode_commit(snapshot_id: str, commit: Commit, service: str = "") -> tuple[bytes, bytes, list[tuple[str, bytes]]]:
+    """(key, value, headers) of the commit record; the key names the service where a topic has several."""
+    return service.encode(), msgspec.json.encode(commit), [(COMMIT_HEADER, snapshot_id.encode())]
 
 
-def newest(records: list[LogRecord]) -> Restored | int | None:
-    """The newest complete snapshot among `records`; an offset where an older record is needed to complete it."""
-    decompressor = zstandard.ZstdDecompressor()
+Suits = Callable[[Commit], bool]
+
+
+def anything(commit: Commit) -> bool:
+    """Takes every snapshot."""
+    return True
+
+
+def hour_of(service: str, clock_ts_ns: int, snapshot_sec: float) -> int:
+    """Number of the hour whose snapshot a service owes at a clock; see `STAGGER`."""
+    return (clock_ts_ns - int(STAGGER.get(service, 0) * 2 * snapshot_sec * 1e9)) // HOUR_NS
+
+
+def newest(
+    records: Sequence[LogRecord], suits: Suits = anything, service: str = "", *, whole: bool = False
+) -> Restored | int | None:
+    """The complete snapshot of the highest rank that suits among `records`, the last of them where several have it.
+
+    An offset where an older record is needed to complete it; None where there is none. `service` picks one writer's where
+    a topic has several: their commit records have its name as key. `whole`: the topic holds nothing older.
+    """
     first_seen = records[0].offset if records else 0
-    for index in range(len(records) - 1, -1, -1):
-        commit_id = _header(records[index], COMMIT_HEADER)
-        if commit_id is None:
-            continue
-        commit = msgspec.json.decode(records[index].value or b"", type=Commit)
-        if commit.first_offset < first_seen:
+    commits = [
+        (commit.rank, index, commit)
+        for index, record in enumerate(records)
+        if (commit := _commit_at(record, service)) is not None and suits(commit)
+    ]
+    for _, index, commit in sorted(commits, key=itemgetter(0, 1), reverse=True):
+        if commit.first_offset < first_seen and not whole:
             return commit.first_offset
-        states: dict[str, bytes] = {}
-        for record in records[:index]:
-            if record.offset >= commit.first_offset and _header(record, SNAPSHOT_HEADER) == commit_id:
-                states[(record.key or b"").decode()] = decompressor.decompress(
-                    record.value or b"", max_output_size=MAX_STATE_BYTES
-                )
-        if len(states) == commit.parts:
-            return Restored(commit, states)
+        restored = _complete(records, index, commit)
+        if restored is not None:
+            return restored
     return None
 
 
-async def load_newest(log: Log, tps: Iterable[TP]) -> dict[TP, Restored | None]:
-    """Read the newest complete snapshot of each partition of state; None where there is none."""
+def oldest(records: Sequence[LogRecord], suits: Suits = anything, service: str = "") -> Restored | None:
+    """The oldest complete snapshot among `records` that suits."""
+    for index, record in enumerate(records):
+        commit = _commit_at(record, service)
+        if commit is not None and suits(commit):
+            restored = _complete(records, index, commit)
+            if restored is not None:
+                return restored
+    return None
+
+
+def _commit_at(record: LogRecord, service: str) -> Commit | None:
+    if _header(record, COMMIT_HEADER) is None or (service and record.key != service.encode()):
+        return None
+    return msgspec.json.decode(record.value or b"", type=Commit)
+
+
+def _complete(records: Sequence[LogRecord], index: int, commit: Commit) -> Restored | None:
+    """The snapshot whose commit record is `records[index]`; None where it lacks a part."""
+    decompressor = zstandard.ZstdDecompressor()
+    commit_id = _header(records[index], COMMIT_HEADER)
+    states: dict[str, bytes] = {}
+    for record in records[:index]:
+        if record.offset >= commit.first_offset and _header(record, SNAPSHOT_HEADER) == commit_id:
+            states[(record.key or b"").decode()] = decompressor.decompress(
+                record.value or b"", max_output_size=MAX_STATE_BYTES
+            )
+    return Restored(commit, states) if len(states) == commit.parts else None
+
+
+async def load_newest(
+    log: Log, tps: Iterable[TP], suits: Suits = anything, service: str = ""
+) -> dict[TP, Restored | None]:
+    """Read the newest complete snapshot that suits of each partition of state; None where there is none."""
+    tps = list(tps)
     found: dict[TP, Restored | None] = {}
     begins = await log.begin_offsets(tps)
     ends = await log.end_offsets(tps)
@@ -109,7 +173,7 @@ async def load_newest(log: Log, tps: Iterable[TP]) -> dict[TP, Restored | None]:
         starts = {tp: max(begins[tp], ends[tp] - window) for tp, window in windows.items()}
         records = await read_ranges(log, {tp: (start, ends[tp]) for tp, start in starts.items()})
         for tp, start in starts.items():
-            got = newest(records[tp])
+            got = newest(records[tp], suits, service, whole=start == begins[tp])
             if isinstance(got, Restored):
                 found[tp] = got
             elif start == begins[tp]:
@@ -119,6 +183,19 @@ async def load_newest(log: Log, tps: Iterable[TP]) -> dict[TP, Restored | None]:
                 continue
             del windows[tp]
     return found
+
+
+async def load_oldest(log: Log, tp: TP, suits: Suits = anything, service: str = "") -> Restored | None:
+    """Read the oldest complete snapshot that suits of one partition of state; None where there is none."""
+    begin = (await log.begin_offsets([tp]))[tp]
+    end = (await log.end_offsets([tp]))[tp]
+    window = FIRST_WINDOW
+    while True:
+        until = min(end, begin + window)
+        found = oldest((await read_ranges(log, {tp: (begin, until)}))[tp], suits, service)
+        if found is not None or until >= end:
+            return found
+        window *= 4
 
 
 def check_fingerprint(commit: Commit, fingerprint: str, code_version: str, tp: TP, *, rebuild: bool) -> bool:

@@ -10,7 +10,8 @@ import asyncio
 from collections.abc import Callable
 from typing import Final
 
-from orderflow.errors import LogError
+from orderflow.errors import BrokerAwayError, LogError
+from orderflow.streaming import crash
 from orderflow.streaming.log import TP, Batch, Log
 
 MAX_BATCHES: Final = 64
@@ -23,10 +24,13 @@ WATCH_SEC: Final = 1.0
 class _Lane:
     """The batches of one partition: those that gather, and whether one is under way."""
 
-    __slots__ = ("open", "since", "task")
+    __slots__ = ("done", "made", "open", "since", "task")
 
     def __init__(self) -> None:
         self.open: list[Batch] = []
+        self.made = 0
+        self.done = 0
+        """Batches begun, and acknowledged."""
         self.task: asyncio.Task[None] | None = None
         self.since = 0.0
 
@@ -74,19 +78,34 @@ class Writer:
             lane = self._lanes[tp] = _Lane()
         batches = lane.open
         if not batches:
-            batches.append(self._log.batch())
-            self._batches += 1
+            self._begin(lane)
             self._ready.append(tp)
         if not batches[-1].append(key, value, timestamp_ms, headers):
-            batches.append(self._log.batch())
-            self._batches += 1
+            self._begin(lane)
             if not batches[-1].append(key, value, timestamp_ms, headers):
                 raise ValueError(f"{tp.topic}[{tp.partition}]: a record of {len(value or b'')} bytes fits no batch")
+
+    def _begin(self, lane: _Lane) -> None:
+        lane.open.append(self._log.batch())
+        lane.made += 1
+        self._batches += 1
 
     @property
     def outstanding(self) -> int:
         """Batches not yet acknowledged."""
         return self._batches
+
+    @property
+    def waiting_sec(self) -> float:
+        """How long the oldest batch under way has been waiting for its acknowledgement; 0 where none is."""
+        oldest = min((lane.since for lane in self._lanes.values() if lane.task is not None), default=None)
+        return 0.0 if oldest is None else asyncio.get_running_loop().time() - oldest
+
+    def abandon(self) -> None:
+        """Send nothing more: what is under way may still arrive, what has gathered is forgotten."""
+        self._failure = self._failure or LogError("this writer was given up")
+        for lane in self._lanes.values():
+            lane.open.clear()
 
     async def ship(self) -> None:
         """Send what has gathered wherever nothing is under way; wait only where too much is unacknowledged.
@@ -98,6 +117,7 @@ class Writer:
         """
         self._start_ready()
         self._check()
+        crash.point("shipped")
         while self._batches > self._max_batches:
             await self._wait()
 
@@ -114,14 +134,24 @@ class Writer:
         self._check()
         while self._batches:
             if until is not None and asyncio.get_running_loop().time() > until:
-                raise LogError(f"{self._batches} batches were not acknowledged within {deadline_sec:g} s: broker away?")
+                raise BrokerAwayError(
+                    f"{self._batches} batches were not acknowledged within {deadline_sec:g} s: broker away?"
+                )
+            await self._wait()
+
+    async def settled(self) -> None:
+        """Until everything appended so far is durable, while more may be appended meanwhile. Raises as `ship`."""
+        self._start_ready()
+        marks = [(lane, lane.made) for lane in self._lanes.values()]
+        self._check()
+        while any(lane.done < made for lane, made in marks):
             await self._wait()
 
     async def _wait(self) -> None:
-        self._moved.clear()
+        moved = self._moved
         try:
             async with asyncio.timeout(WATCH_SEC):
-                await self._moved.wait()
+                await moved.wait()
         except TimeoutError:
             pass
         self._check()
@@ -143,28 +173,32 @@ class Writer:
             base = await (await self._log.send(batch, tp))
         except LogError as error:
             self._failure = self._failure or error
-            self._moved.set()
+            self._wake()
             return
         self._batches -= 1
+        lane.done += 1
         self.records_sent += len(batch)
         self.batches_sent += 1
         if base >= 0:
             self.next_offset[tp] = base + len(batch)
         if self._on_delivery is not None:
             self._on_delivery(tp, base, len(batch))
+        crash.point("acknowledged")
         lane.task = None
         if lane.open and self._failure is None:
             self._start(tp, lane)
+        self._wake()
+
+    def _wake(self) -> None:
+        """Wake everybody who waits; who comes later waits for the next time."""
         self._moved.set()
+        self._moved = asyncio.Event()
 
     def _check(self) -> None:
         if self._failure is not None:
             raise self._failure
-        if not self._batches:
-            return
-        oldest = min((lane.since for lane in self._lanes.values() if lane.task is not None), default=None)
-        if oldest is not None and asyncio.get_running_loop().time() - oldest > self._patience_sec:
+        if self._batches and self.waiting_sec > self._patience_sec:
             raise LogError(
-                f"the broker has acknowledged nothing for {self._patience_sec:g} s: look at it; this process ends and "
-                "goes on where it stood once restarted"
+                f"the broker has acknowledged nothing for {self._patience_sec:g} s: look at it; nothing is lost, this "
+                "process goes on where it stood once restarted"
             )

@@ -1,0 +1,1 @@
+"""Recomputing what a journal says: replay into other topics, verification, comparison, tracing."""

@@ -1,0 +1,76 @@
+"""Which snapshot counts: the one that is furthest along in the newest lineage, whoever wrote last."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+from orderflow.errors import LogError
+from orderflow.streaming.log import TP
+from orderflow.streaming.memory_log import MemoryLog
+from orderflow.streaming.snapshots import (
+    Commit,
+    InputPosition,
+    check_fingerprint,
+    encode_commit,
+    encode_parts,
+    load_newest,
+)
+
+STATE = TP("state.ofi", 0)
+
+
+async def write(
+    log: MemoryLog, name: str, position: int, lineage: int = 0, fingerprint: str = "f", parts: int = 1
+) -> None:
+    """One snapshot; `parts` that its commit tells of, one that is there."""
+    batch = log.batch()
+    first = (await log.end_offsets([STATE]))[STATE]
+    for key, value, headers in encode_parts(name, {"BTCUSDT": name.encode()}):
+        batch.append(key, value, 0, headers)
+    inputs = [InputPosition("market.rows", position, position, 0, position)]
+    commit = Commit(first, parts, inputs, [], "s", False, "1", fingerprint, lineage=lineage)
+    key, value, headers = encode_commit(name, commit)
+    batch.append(key, value, 0, headers)
+    await (await log.send(batch, STATE))
+
+
+async def newest(log: MemoryLog) -> str | None:
+    restored = (await load_newest(log, [STATE]))[STATE]
+    return None if restored is None else restored.states["BTCUSDT"].decode()
+
+
+async def test_a_zombie_that_saves_older_state_later_is_passed_over() -> None:
+    log = MemoryLog()
+    await write(log, "owner", 900)
+    await write(log, "zombie", 400)
+    assert await newest(log) == "owner"
+    await write(log, "owner2", 901)
+    assert await newest(log) == "owner2"
+
+
+async def test_a_rebuilt_lineage_stands_above_what_runs_on_under_old_settings() -> None:
+    log = MemoryLog()
+    await write(log, "old", 900, fingerprint="old")
+    await write(log, "rebuilt", 20, lineage=1, fingerprint="new")
+    await write(log, "zombie", 950, fingerprint="old")
+    restored = (await load_newest(log, [STATE]))[STATE]
+    assert restored is not None
+    assert await newest(log) == "rebuilt"
+    assert check_fingerprint(restored.commit, "new", "1", STATE, rebuild=False)
+    with pytest.raises(LogError, match="made under the settings new"):
+        check_fingerprint(restored.commit, "old", "1", STATE, rebuild=False)
+
+
+async def test_what_lacks_a_part_does_not_exist() -> None:
+    log = MemoryLog()
+    assert await newest(log) is None
+    await write(log, "torn", 900, parts=2)
+    assert await newest(log) is None
+    await write(log, "whole", 100)
+    assert await newest(log) == "whole"
+
+
+def test_snapshots_from_before_lineages_are_read() -> None:
+    old = msgspec.json.decode(msgspec.json.encode(Commit(0, 0, [], [], "", False, "1", "f")))
+    del old["lineage"]
+    assert msgspec.convert(old, Commit).lineage == 0

@@ -1,0 +1,87 @@
+"""The writer's own bookkeeping: what is durable, what waits, what is given up."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from orderflow.errors import LogError
+from orderflow.streaming.log import TP, Batch
+from orderflow.streaming.memory_log import MemoryLog
+from orderflow.streaming.writer import Writer
+
+HERE, THERE = TP("rows", 0), TP("rows", 1)
+
+
+class SlowLog(MemoryLog):
+    """Stores at once, acknowledges when told to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waiting: list[tuple[asyncio.Future[int], int]] = []
+
+    async def send(self, batch: Batch, tp: TP) -> asyncio.Future[int]:
+        base = (await super().send(batch, tp)).result()
+        future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self.waiting.append((future, base))
+        return future
+
+    async def acknowledge(self) -> None:
+        """What is on its way now."""
+        while not self.waiting:
+            await asyncio.sleep(0)
+        future, base = self.waiting.pop(0)
+        future.set_result(base)
+        for _ in range(5):
+            await asyncio.sleep(0)
+
+
+async def test_settled_waits_for_what_was_there_and_not_for_what_came_later() -> None:
+    log = SlowLog()
+    writer = Writer(log)
+    writer.append(HERE, b"", b"1", 0)
+    await writer.ship()
+    writer.append(HERE, b"", b"2", 0)  # gathers behind the batch that is under way
+    settled = asyncio.ensure_future(writer.settled())
+    await asyncio.sleep(0)
+    writer.append(THERE, b"", b"later", 0)
+    await log.acknowledge()
+    assert not settled.done()
+    await log.acknowledge()
+    await asyncio.wait_for(settled, 5)
+    assert writer.outstanding == 1
+    assert writer.next_offset == {HERE: 2}
+
+
+async def test_waiting_sec_tells_of_a_broker_that_does_not_acknowledge() -> None:
+    log = SlowLog()
+    writer = Writer(log)
+    assert writer.waiting_sec == 0
+    writer.append(HERE, b"", b"1", 0)
+    await writer.ship()
+    await asyncio.sleep(0)
+    assert writer.waiting_sec > 0
+    await log.acknowledge()
+    assert writer.waiting_sec == 0
+
+
+async def test_patience_ends_with_a_reason() -> None:
+    writer = Writer(SlowLog(), patience_sec=1e-6)
+    writer.append(HERE, b"", b"1", 0)
+    with pytest.raises(LogError, match="acknowledged nothing for 1e-06 s"):
+        await writer.flush()
+
+
+async def test_an_abandoned_writer_sends_nothing_more() -> None:
+    log = SlowLog()
+    writer = Writer(log)
+    writer.append(HERE, b"", b"under way", 0)
+    await writer.ship()
+    writer.append(HERE, b"", b"gathered", 0)
+    while not log.waiting:
+        await asyncio.sleep(0)
+    writer.abandon()
+    await log.acknowledge()
+    assert (await log.end_offsets([HERE])) == {HERE: 1}
+    with pytest.raises(LogError, match="given up"):
+        await writer.ship()
