@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
+from grafana.check import metrics_of
+
 ROOT = Path(__file__).resolve().parents[2]
 KUBERNETES = ROOT / "infra" / "kubernetes"
 OVERLAYS = ("sim", "live")
@@ -100,7 +102,9 @@ def test_scaled_objects_scale_the_stages() -> None:
         (trigger,) = spec["triggers"]
         assert trigger["type"] == "prometheus"
         assert {type(value) for value in trigger["metadata"].values()} == {str}
+        assert trigger["metadata"]["ignoreNullValues"] == "false", "no figure would pass for no lag"
         assert f'service="{name}"' in trigger["metadata"]["query"]
+        assert metrics_of(trigger["metadata"]["query"]) == {"consumer_lag_records"}, "not what the services export"
         (deployment,) = [each for each in rendered if name_of(each) == f"Deployment {name}"]
         assert "replicas" not in deployment["spec"], "each `kubectl apply` would undo the scaler's work"
         # What KEDA hands on to the autoscaler of Kubernetes is in the API's schemas.
@@ -258,11 +262,7 @@ def test_images_and_settings_are_those_of_compose() -> None:
                 ), (name, each, composed)
 
 
-DIFFERENT = {
-    "KAFKA_LISTENERS",
-    "KAFKA_ADVERTISED_LISTENERS",
-    "KAFKA_LISTENER_SECURITY_PROTOCOL_MAP",
-    "KAFKA_LOG_DIRS",
-    "CLUSTER_ID",
+DIFFERENT = {"CLUSTER_ID"} | {
+    f"KAFKA_{name}" for name in ("LISTENERS", "ADVERTISED_LISTENERS", "LISTENER_SECURITY_PROTOCOL_MAP", "LOG_DIRS")
 }
 """No listener for the machine outside, and a folder below the volume's (which may hold `lost+found`)."""
