@@ -9,6 +9,7 @@ from pathlib import Path
 from orderflow.config import Config, load
 from orderflow.pipeline import STAGES
 from orderflow.streaming.codec import PREFIX_BYTES, Codecs
+from orderflow.streaming.figures import StageFigures
 from orderflow.streaming.journal import EPOCH_HEADER
 from orderflow.streaming.log import TP
 from orderflow.streaming.memory_log import MemoryLog
@@ -74,7 +75,9 @@ async def write_journal(log: MemoryLog, data: Dataset, prefix: str = "") -> None
                 await append(log, tp, key, value, headers)
 
 
-def runtime(pipeline: Pipeline, name: str, options: RuntimeOptions) -> ProcessorRuntime:
+def runtime(
+    pipeline: Pipeline, name: str, options: RuntimeOptions, figures: StageFigures | None = None
+) -> ProcessorRuntime:
     stage = next(stage for stage in STAGES if stage.name == name)
     spec = ServiceSpec(name, stage.inputs, stage.outputs, stage.fingerprint(pipeline.config))
     make = stage.make
@@ -86,6 +89,7 @@ def runtime(pipeline: Pipeline, name: str, options: RuntimeOptions) -> Processor
         lambda partition: make(pipeline.config, partition),
         stage.row_filter,
         ROWS,
+        figures,
     )
 
 

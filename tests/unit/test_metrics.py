@@ -6,7 +6,6 @@ import asyncio
 import json
 import re
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -21,8 +20,9 @@ from orderflow.ingest.metrics import (
 from orderflow.ingest.service import build
 from orderflow.streaming.codec import Codecs, schema_text
 from orderflow.streaming.memory_log import MemoryLog
-from orderflow.streaming.runtime import ServiceRuntime, Stats
-from orderflow.streaming.service import StatsCollector, keep_metrics_file, metrics_content
+from orderflow.streaming.metrics import StatsCollector
+from orderflow.streaming.runtime import ProcessorRuntime, RuntimeOptions, ServiceSpec
+from orderflow.streaming.service import keep_metrics_file, metrics_content
 from orderflow.topics import BY_NAME, EVENTS, JOURNAL, REJECTS, ROWS, TICKS
 from orderflow.venues.binance.normaliser import NormaliserConfig, NormaliserProcessor
 from prometheus_client import CollectorRegistry, generate_latest
@@ -202,6 +202,8 @@ def test_the_service_exports_them_before_the_first_frame(tmp_path: Path) -> None
         "resyncs_total",
         "ws_reconnects_total",
         "batch_span",
+        "consumer_lag_records",
+        "orderflow_batches_sent_total",
     } <= set(families)
     assert status()["recorder"]["source"] == "capture"
 
@@ -210,11 +212,14 @@ def test_latency_from_the_exchange_stands_beside_that_of_the_hop() -> None:
     feed = Feed()
     for number in range(1, 101):
         feed.quote(number, E=feed.now_ms - number)
-    runtime = cast(ServiceRuntime, SimpleNamespace(stats=Stats(), tasks={}, ready=True))
-    found = samples(StatsCollector("ingestion", runtime, "f", newest_latencies_ms(lambda: [feed.processor])))
-    assert found['latency_ms{quantile="0.5",service="exchange"}'] == 51
-    assert found['latency_ms{quantile="0.99",service="exchange"}'] == 100
-    assert not [name for name in found if name.startswith("latency_ms") and "ingestion" in name], "no record yet"
+    spec = ServiceSpec("normaliser", (JOURNAL,), (), "f")
+    runtime = ProcessorRuntime(MemoryLog(), cast(Codecs, None), spec, RuntimeOptions(), lambda _: feed.processor)
+    hops = {"exchange": newest_latencies_ms(lambda: [feed.processor]), "receive": lambda: [3.0]}
+    found = samples(StatsCollector("ingestion", runtime, "f", hops))
+    assert found['latency_ms{hop="exchange",quantile="0.5",service="ingestion"}'] == 51
+    assert found['latency_ms{hop="exchange",quantile="0.99",service="ingestion"}'] == 100
+    assert found['latency_ms{hop="receive",quantile="0.99",service="ingestion"}'] == 3
+    assert not [name for name in found if name.startswith("latency_ms") and "rows" in name], "no record yet"
 
 
 async def test_the_file_holds_the_figures_and_a_full_disk_ends_nothing(

@@ -12,13 +12,12 @@ from typing import Any, Final, Protocol
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, UnknownMetricFamily
 
+from orderflow.streaming.figures import MAX_SYMBOLS, OTHER
 from orderflow.streaming.runtime import ProcessorRuntime
 from orderflow.venues.binance.normaliser import NormaliserProcessor, SymbolFigures
 
-MAX_SYMBOLS: Final = 300
 MAX_LABELS: Final = 300
 """Values of one figure of the recorder."""
-OTHER: Final = "other"
 RATE_SEC: Final = 10.0
 """A rate is that of the newest stretch that is at least so long, where the process has lived so long."""
 STATUS_LABELS: Final = ("key", "detail")

@@ -21,9 +21,11 @@ from orderflow.ingest.metrics import NormaliserCollector, RecorderCollector, new
 from orderflow.pipeline import BY_NAME
 from orderflow.streaming.codec import Codecs
 from orderflow.streaming.kafka_log import KafkaLog
+from orderflow.streaming.lag import LagWatch
+from orderflow.streaming.metrics import Samples, StatsCollector
 from orderflow.streaming.recorder import JournalWriter, shard_partitions
 from orderflow.streaming.runtime import ProcessorRuntime, ServiceSpec
-from orderflow.streaming.service import Running, StatsCollector, options_of, runtime_status
+from orderflow.streaming.service import Running, options_of, runtime_status
 from orderflow.topics import PARTITIONS
 
 
@@ -50,6 +52,11 @@ class Ingestion:
         self._journal = journal
         self._normaliser = normaliser
         self._stopping = False
+
+    @property
+    def lag(self) -> LagWatch:
+        """Of the normaliser behind the journal."""
+        return self._normaliser.lag
 
     @property
     def ready(self) -> bool:
@@ -113,6 +120,7 @@ def build(
         raise ConfigError(str(error)) from error
     journal = JournalWriter(log, codecs, config.runtime.topic_prefix, partitions, config.ingestion.broker_patience_sec)
     recorder: Recorder
+    hops: dict[str, Samples] = {"journal": lambda: journal.latency_samples_ms}
     if config.ingestion.source == "capture":
         if not config.ingestion.capture:
             raise ConfigError("SOURCE=capture needs CAPTURE, the file to read")
@@ -122,7 +130,9 @@ def build(
         from orderflow.ingest.websocket_recorder import WebsocketRecorder
 
         outside = system_outside(config.ingestion.ping_interval_sec)
-        recorder = WebsocketRecorder(journal, config.ingestion, log, codecs, config.runtime.topic_prefix, outside)
+        sockets = WebsocketRecorder(journal, config.ingestion, log, codecs, config.runtime.topic_prefix, outside)
+        recorder = sockets
+        hops["receive"] = lambda: sockets.wait_samples_ms
     stage = BY_NAME["normaliser"]
     normaliser = ProcessorRuntime(
         log,
@@ -134,9 +144,8 @@ def build(
     service = Ingestion(recorder, journal, normaliser)
     registry = CollectorRegistry()
     processors = normalisers(normaliser)
-    registry.register(
-        StatsCollector("ingestion", normaliser, stage.fingerprint(config), newest_latencies_ms(processors))
-    )
+    hops["exchange"] = newest_latencies_ms(processors)
+    registry.register(StatsCollector("ingestion", normaliser, stage.fingerprint(config), hops))
     registry.register(NormaliserCollector(processors))
     registry.register(RecorderCollector(recorder))
     return service, registry, service.status

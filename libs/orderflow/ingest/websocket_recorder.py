@@ -30,6 +30,7 @@ from orderflow.streaming.codec import Codecs
 from orderflow.streaming.journal import partition_of
 from orderflow.streaming.log import Log
 from orderflow.streaming.recorder import JournalWriter, Tail, journal_record
+from orderflow.streaming.runtime import keep_newest
 from orderflow.venues.binance.endpoints import Endpoints
 from orderflow.venues.binance.frames import UNDECODABLE, FrameRoute, decode_server_time
 from orderflow.venues.binance.streams import STREAMS_BY_ROUTE, Route, stream_name
@@ -111,6 +112,7 @@ class WebsocketRecorder:
         self._keep(self._symbols)  # refuses too many symbols before anything is opened
         self._position = -1
         self._stamp_ms = 0
+        self._waited = True
         self.session = ""
         self.ready = False
         self.done = False
@@ -121,6 +123,8 @@ class WebsocketRecorder:
         self.server_time_slow = 0
         self.drift_ms: float | None = None
         self.round_trip_ms: float | None = None
+        self.wait_samples_ms: list[float] = []
+        """From receipt to being handed to the journal, of the oldest record of each of the newest takes."""
 
     # -- life -----------------------------------------------------------------------------------------------------
 
@@ -324,6 +328,7 @@ class WebsocketRecorder:
                 await self._wake.wait()
                 continue
             self._stamp_ms = self._outside.clock.time_ns() // 1_000_000
+            self._waited = False
             queue.take(self._append, PUMP_RECORDS)
             if queue.easy:
                 self._space.set()
@@ -331,6 +336,9 @@ class WebsocketRecorder:
             await self._journal.ship()
 
     def _append(self, partition: int, record: Record) -> None:
+        if not self._waited:
+            self._waited = True
+            keep_newest(self.wait_samples_ms, (self._now_ns() - record["recv_ts_ns"]) / 1e6)
         seq = self._journal.append(partition, record, self._stamp_ms)
         if record["kind"] in ANSWERS:
             self._requests.desk.answered(record["kind"], record["symbol"], seq)

@@ -23,6 +23,7 @@ from orderflow.lake.layout import (
     raw_path,
     row_kinds,
 )
+from orderflow.lake.minutes import MinuteBuckets
 from orderflow.lake.raw import RawBuffer, check_frame, raw_line
 from orderflow.lake.settings import LakeConfig
 from orderflow.lake.sink import CutSink, FileWritten, decode_state
@@ -117,6 +118,8 @@ class LakeSink(CutSink):
         self._buffers: dict[tuple[str, str | None, int], ParquetBuffer] = {}
         self._raw: dict[int, RawBuffer] = {}
         self._rates: dict[str, ReceiveRate] = {}
+        self.minutes = MinuteBuckets()
+        """For the figures only."""
         self._rows = 0
         self._pending = 0
         self._reject_bytes = 0
@@ -141,6 +144,8 @@ class LakeSink(CutSink):
         elif topic == JOURNAL:
             return self._add_raw(record)
         elif topic == TICKS:
+            if record["kind"] == "tick":
+                self.minutes.tick(record["clock_ts_ns"], record["quote_ts_ms"])
             return self._tick(record)
         elif topic in self._routes:
             kind, fields = self._routes[topic]
@@ -167,6 +172,7 @@ class LakeSink(CutSink):
             if rate is None:
                 rate = self._rates[symbol] = ReceiveRate()
             values = (*values, rate.add(record["recv_ts_ms"]))
+            self.minutes.trade(symbol, record["ts_ms"])
         self._add(kind, symbol, record, values)
 
     def _add(self, kind: Kind, symbol: str | None, record: Record, values: tuple[Any, ...]) -> None:
@@ -197,6 +203,7 @@ class LakeSink(CutSink):
 
     def _begin_session(self) -> None:
         self._rates.clear()
+        self.minutes.begin_session()
 
     def rows_buffered(self) -> int:
         """Rows and raw lines that wait to be written."""

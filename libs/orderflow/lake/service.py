@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import shutil
+from collections import Counter
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
@@ -13,35 +16,63 @@ from orderflow.config import Config, effective_fingerprint, fingerprint
 from orderflow.lake.checkpoint import advance
 from orderflow.lake.jsonl import DiscardSink, JsonlSink
 from orderflow.lake.parquet import LakeSink
-from orderflow.lake.sink import FileSink
+from orderflow.lake.sink import CutSink, FileSink
 from orderflow.streaming.codec import Codecs
+from orderflow.streaming.figures import MAX_SYMBOLS, OTHER
 from orderflow.streaming.kafka_log import KafkaLog
+from orderflow.streaming.metrics import StatsCollector
 from orderflow.streaming.runtime import ServiceSpec
-from orderflow.streaming.service import Build, Running, StatsCollector, options_of, runtime_status
+from orderflow.streaming.service import Build, Running, options_of, runtime_status
 from orderflow.streaming.sinks import SinkRuntime, SinkTask
 from orderflow.streaming.snapshots import InputPosition
+
+
+class Totals:
+    """Sums of counts whose holders come and go with their partitions; a sum never falls."""
+
+    def __init__(self) -> None:
+        self._last: WeakKeyDictionary[CutSink, dict[str, int]] = WeakKeyDictionary()
+        self.sums: Counter[str] = Counter()
+
+    def add(self, holder: CutSink, counts: Mapping[str, int]) -> None:
+        """Add by how much the counts of `holder` have grown since it was last asked."""
+        last = self._last.get(holder, {})
+        for name, count in counts.items():
+            self.sums[name] += count - last.get(name, 0)
+        self._last[holder] = dict(counts)
 
 
 class SinkCollector:
     """Figures of the sinks of a process as Prometheus families."""
 
-    def __init__(self, name: str, runtime: SinkRuntime) -> None:
+    def __init__(self, name: str, runtime: SinkRuntime, root: Path) -> None:
         self._name = name
         self._runtime = runtime
+        self._root = root
+        self._totals = Totals()
+        self._rows = Totals()
 
     def collect(self) -> list[Any]:
         sinks: list[Any] = [task.sink for _, task in sorted(self._runtime.tasks.items())]
+        for sink in sinks:
+            own = {"errors": sink.write_errors, "files": sink.files_written, "bytes": sink.bytes_written}
+            self._totals.add(sink, own)
+            self._rows.add(sink, sink.rows_written)
+        sums = self._totals.sums
         families: list[Any] = []
         for metric, text, value in (
-            ("write_errors", "attempts to write a file that failed", sum(sink.write_errors for sink in sinks)),
+            ("write_errors", "attempts to write a file that failed", sums["errors"]),
             ("lake_cuts", "cuts made durable", self._runtime.cuts),
-            ("lake_files", "files written", sum(sink.files_written for sink in sinks)),
-            ("lake_bytes", "bytes written", sum(sink.bytes_written for sink in sinks)),
+            ("lake_files", "files written", sums["files"]),
+            ("lake_bytes", "bytes written", sums["bytes"]),
         ):
             counter = CounterMetricFamily(metric, text, labels=["service"])
             counter.add_metric([self._name], value)
             families.append(counter)
-        for metric, text, value in (
+        rows = CounterMetricFamily("lake_rows", "rows made durable", labels=["service", "kind"])
+        for kind, count in sorted(self._rows.sums.items()):
+            rows.add_metric([self._name, kind], count)
+        for metric, text, size in (
             (
                 "parquet_flush_sec",
                 "seconds that the newest cut took",
@@ -49,11 +80,45 @@ class SinkCollector:
             ),
             ("lake_rows_buffered", "rows that wait for a cut", float(sum(sink.rows_buffered() for sink in sinks))),
             ("lake_partitions_stuck", "partitions whose files can't be written now", float(len(self._runtime.stuck))),
+            *self._disk(),
         ):
             gauge = GaugeMetricFamily(metric, text, labels=["service"])
-            gauge.add_metric([self._name], value)
+            gauge.add_metric([self._name], size)
             families.append(gauge)
-        return families
+        return [*families, rows, *_minute_families([each for each in sinks if isinstance(each, LakeSink)])]
+
+    def _disk(self) -> list[tuple[str, str, float]]:
+        """Space of the file system that the folder is, or will be, on; nothing where the system does not say."""
+        root = self._root
+        try:
+            while not root.exists():
+                root = root.parent
+            usage = shutil.disk_usage(root)
+        except OSError:
+            return []
+        return [
+            ("lake_disk_free_bytes", "bytes free on the file system of the data folder", float(usage.free)),
+            ("lake_disk_total_bytes", "bytes of the file system of the data folder", float(usage.total)),
+        ]
+
+
+def _minute_families(sinks: list[LakeSink]) -> list[Any]:
+    """Of each symbol; a symbol has one partition."""
+    if not sinks:
+        return []
+    families = []
+    for name, text, counts in (
+        ("lake_minutes", "minutes judged", [sink.minutes.judged for sink in sinks]),
+        ("lake_empty_minutes", "minutes without a trade", [sink.minutes.empty for sink in sinks]),
+    ):
+        family = CounterMetricFamily(name, text, labels=["symbol"])
+        merged: Counter[str] = Counter()
+        for number, (symbol, count) in enumerate(sorted(item for each in counts for item in each.items())):
+            merged[symbol if number < MAX_SYMBOLS else OTHER] += count
+        for symbol, count in merged.items():
+            family.add_metric([symbol], count)
+        families.append(family)
+    return families
 
 
 def _runtime_build(
@@ -76,7 +141,7 @@ def _runtime_build(
         )
         registry = CollectorRegistry()
         registry.register(StatsCollector(name, runtime, fingerprint_of(config)))
-        registry.register(SinkCollector(name, runtime))
+        registry.register(SinkCollector(name, runtime, Path(config.runtime.data_dir)))
 
         def status() -> dict[str, Any]:
             return {

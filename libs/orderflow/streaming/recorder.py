@@ -10,6 +10,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import time
+from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -22,6 +24,7 @@ from orderflow.streaming import crash
 from orderflow.streaming.codec import Codecs
 from orderflow.streaming.journal import EPOCH_HEADER, OPEN_KIND, JournalView, epoch_of
 from orderflow.streaming.log import TP, Log, LogRecord, read_ranges
+from orderflow.streaming.runtime import keep_newest
 from orderflow.streaming.writer import PATIENCE_SEC, Writer
 from orderflow.topics import JOURNAL
 
@@ -107,6 +110,12 @@ class JournalWriter:
         self.epoch = 0
         self.seq = dict.fromkeys(partitions, 0)
         self.records = 0
+        self.latency_samples_ms: list[float] = []
+        """From being appended to being acknowledged, of the oldest record of each of the newest batches."""
+        self._unacknowledged: dict[TP, deque[tuple[int, int]]] = {tp: deque() for tp in self._tps.values()}
+        """Per partition: (records appended before, stamp) where the stamp changed."""
+        self._appended = dict.fromkeys(self._tps.values(), 0)
+        self._acknowledged = dict.fromkeys(self._tps.values(), 0)
         self._headers: list[tuple[str, bytes]] = []
 
     async def open(self, session: str, now_ns: int) -> dict[int, Tail]:
@@ -225,9 +234,12 @@ class JournalWriter:
         self.seq[partition] = seq
         record["seq"] = seq
         symbol = record["symbol"]
-        self.writer.append(
-            self._tps[partition], symbol.encode() if symbol else b"", self._encode(record), stamp_ms, self._headers
-        )
+        tp = self._tps[partition]
+        waiting = self._unacknowledged[tp]
+        if not waiting or waiting[-1][1] != stamp_ms:
+            waiting.append((self._appended[tp], stamp_ms))
+        self._appended[tp] += 1
+        self.writer.append(tp, symbol.encode() if symbol else b"", self._encode(record), stamp_ms, self._headers)
         self.records += 1
         return seq
 
@@ -252,6 +264,7 @@ class JournalWriter:
             await self._inspect_holes()
 
     def _delivered(self, tp: TP, base: int, count: int) -> None:
+        self._sample(tp, count)
         if base < 0:  # stored, but where is not known: the next delivery can't be judged
             self._next_offset.pop(tp, None)
             return
@@ -259,6 +272,14 @@ class JournalWriter:
         if base != expected:
             self._holes.append((tp, expected, base))
         self._next_offset[tp] = base + count
+
+    def _sample(self, tp: TP, count: int) -> None:
+        waiting = self._unacknowledged[tp]
+        self._acknowledged[tp] += count
+        if waiting and waiting[0][0] < self._acknowledged[tp]:
+            keep_newest(self.latency_samples_ms, time.time() * 1000 - waiting[0][1])
+        while waiting and waiting[0][0] < self._acknowledged[tp]:
+            waiting.popleft()
 
     async def _inspect_holes(self) -> None:
         """What stands in the offsets between our own writes was written by somebody else: see by whom."""

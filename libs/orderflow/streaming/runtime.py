@@ -22,7 +22,9 @@ from orderflow.errors import BrokerAwayError, LogError, OrderflowError
 from orderflow.processor import Processor, Record
 from orderflow.streaming import crash
 from orderflow.streaming.codec import Codecs, peek
+from orderflow.streaming.figures import PartitionFigures, StageFigures
 from orderflow.streaming.journal import JournalView, epoch_of, session_of
+from orderflow.streaming.lag import LagWatch
 from orderflow.streaming.log import TP, Log, LogRecord, Membership, Reader, read_ranges
 from orderflow.streaming.merge import Input, Merger
 from orderflow.streaming.seek import epoch_at
@@ -48,6 +50,7 @@ CODE_VERSION: Final = "2"
 TAIL_RECORDS: Final = 1000
 """Records read back to find an output's tail; where they are all markers, four times as many, and so on."""
 NOTHING: Final = (-1, -1)
+MAX_SAMPLES: Final = 4096
 STOP_SEC: Final = 6.0
 """What is left of the ten seconds of a stop for the last snapshot."""
 STALLED_SEC: Final = 5.0
@@ -94,7 +97,8 @@ class Stats:
     owned_at: float = 0.0
     """When partitions were last taken over; what they recovered from is older than any snapshot made since."""
     buffered: int = 0
-    newest_clock_ms: float = 0.0
+    newest_stamp_ms: int = 0
+    """When the journal took the newest record that was processed."""
     latency_samples_ms: list[float] = field(default_factory=list)
     by_topic_in: dict[str, int] = field(default_factory=dict)
     by_topic_out: dict[str, int] = field(default_factory=dict)
@@ -102,10 +106,21 @@ class Stats:
     batch_span: int = 0
 
     def sample_latency(self, value_ms: float) -> None:
-        """Keep a bounded ring of the newest samples."""
-        if len(self.latency_samples_ms) >= 4096:
-            del self.latency_samples_ms[:2048]
-        self.latency_samples_ms.append(value_ms)
+        """Keep the newest."""
+        keep_newest(self.latency_samples_ms, value_ms)
+
+    def sample_stamp(self, stamp_ms: int) -> None:
+        """A record that the journal took at `stamp_ms` has been processed."""
+        self.sample_latency(time.time() * 1000 - stamp_ms)
+        if stamp_ms > self.newest_stamp_ms:
+            self.newest_stamp_ms = stamp_ms
+
+
+def keep_newest(samples: list[float], value: float) -> None:
+    """A bounded ring of the newest samples."""
+    if len(samples) >= MAX_SAMPLES:
+        del samples[: MAX_SAMPLES // 2]
+    samples.append(value)
 
 
 class Task(Protocol):
@@ -283,7 +298,9 @@ class ProcessorTask(PartitionBase):
         stats: Stats,
         writer: Writer,
         physical: Callable[[str], str],
+        stage: StageFigures | None = None,
     ) -> None:
+        """`stage`: where given, counts what is written."""
         self.make = make
         self.processor = make(partition)
         super().__init__(partition, self.processor.inputs, codecs, stats)
@@ -296,6 +313,8 @@ class ProcessorTask(PartitionBase):
         self.marked = -1
         self.scanned_to: dict[str, int] = {}
         """Per output: below this offset nothing newer than the snapshot's own tail can stand."""
+        self._stage = stage
+        self.figures: PartitionFigures | None = stage.partition() if stage is not None else None
         self._keys: dict[str, bytes] = {}
         self._control = TICKS if TICKS in self.processor.inputs else JOURNAL
         self._stamp_ms = 0
@@ -308,7 +327,7 @@ class ProcessorTask(PartitionBase):
             crash.point("stepped")
             self.stats.records_in += len(released)
             self._stamp_ms = released[-1][3].timestamp
-            self.stats.sample_latency(time.time() * 1000 - self._stamp_ms)
+            self.stats.sample_stamp(self._stamp_ms)
             self.stats.batch_span = len(released)
         self.mark()
         return len(released)
@@ -339,6 +358,7 @@ class ProcessorTask(PartitionBase):
         if topic == self._control:
             self._follow(decoded)
         last_out = self.last_out
+        figures = self.figures
         for out_topic, symbol, fields in self.processor.step(topic, decoded):
             last_seq, last_sub = last_out[out_topic]
             out_sub = last_sub + 1 if last_seq == seq else 0
@@ -353,6 +373,8 @@ class ProcessorTask(PartitionBase):
                 key = self._keys[symbol] = symbol.encode()
             self.writer.append(self.outputs[out_topic], key, self.encoders[out_topic](fields), record.timestamp)
             written[out_topic] += 1
+            if figures is not None:
+                figures.take(out_topic, fields)
 
     def _follow(self, decoded: Record) -> None:
         """Keep up with the session, its end and the clock."""
@@ -360,6 +382,7 @@ class ProcessorTask(PartitionBase):
         if kind in CONTROL_KINDS or self.ended:
             if self.note_control(decoded):
                 self.processor = self.make(self.partition)
+                self.figures = self._stage.partition() if self._stage is not None else None
         elif kind == "tick":
             self.clock_ts_ns = decoded["recv_ts_ns"]
 
@@ -445,6 +468,7 @@ class ServiceRuntime(ABC):
         self._snapshot_count = 0
         self._logical: dict[str, str] = {self.physical_input(topic): topic for topic in spec.inputs}
         self.state_writer = Writer(log, patience_sec=options.broker_patience_sec)
+        self.lag = LagWatch(log, self.input_positions)
 
     # -- what subclasses give -------------------------------------------------------------------------------------
 
@@ -469,6 +493,18 @@ class ServiceRuntime(ABC):
     def physical_input(self, topic: str) -> str:
         prefix = self.options.input_prefix
         return (self.options.prefix if prefix is None else prefix) + topic
+
+    def logical_input(self, topic: str) -> str:
+        """The name of an input without its prefix."""
+        return self._logical[topic]
+
+    def input_positions(self) -> dict[TP, int]:
+        """Per input partition owned: offset of the oldest record not yet processed."""
+        return {
+            TP(self.physical_input(position.topic), partition): position.next_offset
+            for partition, task in self.tasks.items()
+            for position in task.positions(task.released)
+        }
 
     @property
     def writers(self) -> list[Writer]:
@@ -913,15 +949,20 @@ class ProcessorRuntime(ServiceRuntime):
         make: Callable[[int], Processor],
         row_filter: frozenset[int] | None = None,
         filtered_topic: str = "",
+        figures: StageFigures | None = None,
     ) -> None:
+        """`figures`: where given, counts what is written; told of the partitions owned."""
         super().__init__(log, codecs, spec, options)
+        self._figures = figures
+        if figures is not None:
+            figures.owned = lambda: [task.figures for task in self.tasks.values()]
         self._make = make
         self._writer = Writer(log, patience_sec=options.broker_patience_sec)
         self._row_filter = row_filter
         self._filtered_topic = filtered_topic
 
     def make_task(self, partition: int) -> ProcessorTask:
-        task = ProcessorTask(partition, self._make, self.codecs, self.stats, self._writer, self.physical)
+        task = ProcessorTask(partition, self._make, self.codecs, self.stats, self._writer, self.physical, self._figures)
         task.row_filter = self._row_filter
         task.filtered_topic = self._filtered_topic
         return task

@@ -23,7 +23,6 @@ from typing import Any, Final, Protocol
 from aiohttp import web
 from aiokafka.errors import KafkaError
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, ProcessCollector, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
 from orderflow.config import Config, effective_fingerprint, load
 from orderflow.errors import ConfigError, FencedError, OrderflowError
@@ -31,15 +30,17 @@ from orderflow.processor import Processor
 from orderflow.registry.client import RegistryClient
 from orderflow.streaming import crash
 from orderflow.streaming.codec import Codecs
+from orderflow.streaming.figures import STAGE_FIGURES, StageFigures
 from orderflow.streaming.init import codecs_for, wait_for_topics
 from orderflow.streaming.kafka_log import KafkaLog
+from orderflow.streaming.lag import LagWatch
+from orderflow.streaming.metrics import StatsCollector, quantiles
 from orderflow.streaming.runtime import (
     PATIENCE_SEC,
     ProcessorRuntime,
     RuntimeOptions,
     ServiceRuntime,
     ServiceSpec,
-    Stats,
 )
 from orderflow.topics import HOURLY, ROWS
 
@@ -136,91 +137,6 @@ def set_up_logging(service: str, level: str) -> None:
     handler.addFilter(lambda record: not record.name.startswith("aiokafka") or quiet.filter(record))
     for noisy in ("aiokafka", "websockets", "aiohttp.access"):
         logging.getLogger(noisy).setLevel(logging.ERROR if noisy == "aiokafka" else logging.WARNING)
-
-
-def quantiles(samples: list[float]) -> dict[str, float]:
-    """p50, p90, p99 of the newest samples, by nearest rank; empty where there are none."""
-    ordered = sorted(samples)
-    if not ordered:
-        return {}
-    return {
-        name: ordered[min(len(ordered) - 1, int(share * len(ordered)))]
-        for name, share in (("0.5", 0.5), ("0.9", 0.9), ("0.99", 0.99))
-    }
-
-
-class StatsCollector:
-    """Turns a runtime's `Stats` into Prometheus families when scraped, so that hot paths pay nothing."""
-
-    def __init__(
-        self,
-        service: str,
-        runtime: ServiceRuntime,
-        fingerprint: str,
-        arrival_latencies_ms: Callable[[], list[float]] | None = None,
-    ) -> None:
-        """`arrival_latencies_ms`: where given, R - E of the newest frames, told as the latency of `exchange`."""
-        self._service = service
-        self._runtime = runtime
-        self._fingerprint = fingerprint
-        self._arrival_latencies_ms = arrival_latencies_ms
-
-    def collect(self) -> list[Any]:
-        stats: Stats = self._runtime.stats
-        families: list[Any] = []
-        for name, text, value in (
-            ("records_in", "records taken in canonical order", stats.records_in),
-            ("records_suppressed", "outputs not written because they were there already", stats.suppressed),
-            ("records_duplicate", "records dropped because they had been taken", self._duplicates()),
-            ("progress_markers", "progress markers written", stats.markers_out),
-            ("snapshots", "snapshots written", stats.snapshots),
-            ("recoveries", "partitions recovered from a snapshot", stats.recoveries),
-            ("broker_losses", "times that all was recovered because the broker had failed", stats.broker_losses),
-        ):
-            counter = CounterMetricFamily(f"orderflow_{name}", text, labels=["service"])
-            counter.add_metric([self._service], value)
-            families.append(counter)
-        for direction, by_topic in (("read", stats.by_topic_in), ("written", stats.by_topic_out)):
-            counter = CounterMetricFamily(
-                f"orderflow_topic_records_{direction}", f"records {direction} by topic", labels=["service", "topic"]
-            )
-            for topic in sorted(by_topic):
-                counter.add_metric([self._service, topic], by_topic[topic])
-            families.append(counter)
-        latency = GaugeMetricFamily(
-            "latency_ms", "milliseconds since receipt, at this hop", labels=["service", "quantile"]
-        )
-        for hop, samples in (
-            (self._service, stats.latency_samples_ms),
-            ("exchange", self._arrival_latencies_ms() if self._arrival_latencies_ms else []),
-        ):
-            for quantile, latency_ms in quantiles(samples).items():
-                latency.add_metric([hop, quantile], latency_ms)
-        families.append(latency)
-        for name, text, gauge_value in (
-            ("queue_depth", "records waiting for another input", float(stats.buffered)),
-            ("batch_span", "records of the newest batch", float(stats.batch_span)),
-            ("orderflow_recovery_sec", "seconds that the newest recovery took", stats.recovery_sec),
-            ("orderflow_ready", "1 where the service owns partitions and works", float(self._runtime.ready)),
-            ("orderflow_broker_reachable", "1 where a broker has answered lately", float(self._runtime.log.reachable)),
-            (
-                "orderflow_snapshot_age_sec",
-                "seconds since the newest snapshot, or since partitions were taken over; 0 where none are owned",
-                time.time() - max(stats.last_snapshot_at, stats.owned_at) if stats.owned_at else 0.0,
-            ),
-        ):
-            gauge = GaugeMetricFamily(name, text, labels=["service"])
-            gauge.add_metric([self._service], gauge_value)
-            families.append(gauge)
-        info = GaugeMetricFamily(
-            "orderflow_config_info", "fingerprint of the settings", labels=["service", "fingerprint"]
-        )
-        info.add_metric([self._service, self._fingerprint[:16]], 1)
-        families.append(info)
-        return families
-
-    def _duplicates(self) -> int:
-        return sum(each.duplicates for task in self._runtime.tasks.values() for each in task.merger.inputs)
 
 
 class Pages:
@@ -374,7 +290,7 @@ async def serve(name: str, config: Config, topics: tuple[str, ...], needs: tuple
         patience_sec=PATIENCE_SEC,
     )
     pages: Pages | None = None
-    metrics_file: asyncio.Task[None] | None = None
+    beside: list[asyncio.Task[None]] = []
     if runtime.input_prefix is not None and name == "ingestion":
         raise ConfigError(
             f"INPUT_PREFIX is {runtime.input_prefix!r}: ingestion records a journal of its own and reads no other; to compute "
@@ -395,7 +311,10 @@ async def serve(name: str, config: Config, topics: tuple[str, ...], needs: tuple
         )
         logger.info("pages at http://%s:%d", runtime.metrics_host, pages.port)
         metrics_path = Path(runtime.data_dir) / "metrics" / name / "metrics.json"
-        metrics_file = asyncio.create_task(keep_metrics_file(metrics_path, name, registry))
+        beside.append(asyncio.create_task(keep_metrics_file(metrics_path, name, registry)))
+        lag: LagWatch | None = getattr(running, "lag", None)
+        if lag is not None:
+            beside.append(asyncio.create_task(lag.run()))
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, running.stop)
@@ -411,9 +330,9 @@ async def serve(name: str, config: Config, topics: tuple[str, ...], needs: tuple
         await running.run()
         logger.info("stopped")
     finally:
-        if metrics_file is not None:
-            metrics_file.cancel()
-            await asyncio.wait([metrics_file])
+        for task in beside:
+            task.cancel()
+        await asyncio.gather(*beside, return_exceptions=True)
         if pages is not None:
             await pages.stop()
         await log.close()
@@ -469,6 +388,7 @@ def processor_build(
     def build(
         config: Config, log: KafkaLog, codecs: Codecs
     ) -> tuple[Running, CollectorRegistry, Callable[[], dict[str, Any]]]:
+        figures: StageFigures | None = STAGE_FIGURES[name](name) if name in STAGE_FIGURES else None
         runtime = ProcessorRuntime(
             log,
             codecs,
@@ -477,9 +397,12 @@ def processor_build(
             lambda partition: make(config, partition),
             row_filter,
             filtered_topic,
+            figures,
         )
         registry = CollectorRegistry()
         registry.register(StatsCollector(name, runtime, fingerprint_of(config)))
+        if figures is not None:
+            registry.register(figures)
         return runtime, registry, lambda: runtime_status(name, runtime)
 
     return build
