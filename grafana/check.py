@@ -32,12 +32,12 @@ SYNTHETIC: Final = {"ALERTS"}
 """Of Prometheus itself, without a description, and there only while one fires."""
 NOT_METRICS: Final = re.compile(
     r'"[^"]*"'  # texts
-    r"|\[[^\]]*\]"  # durations
+    r"|\[[^\]]*\]|\boffset\s+\w+"  # durations
     r"|\{[^}]*\}"  # selectors
     r"|\b(?:by|without|on|ignoring|group_left|group_right)\s*\([^)]*\)"
 )
 NAME: Final = re.compile(r"[a-zA-Z_:][\w:]*(?!\w|\s*\()")
-WORDS: Final = {"or", "and", "unless", "bool", "by", "without", "on", "ignoring", "group_left", "group_right", "offset"}
+WORDS: Final = {"or", "and", "unless", "bool", "by", "without", "on", "ignoring", "group_left", "group_right"}
 BY_NAME: Final = re.compile(r'__name__=~?"([\w:]+)')
 MORE_THAN_ALL: Final = {"CPU"}
 """Panels whose share may exceed 1: of one core, where there are several."""

@@ -19,6 +19,15 @@ def rate_by(label: str, metric: str, selector: str = "", eventful: bool = False)
     return Query(f"sum by ({label}) (rate({metric}{selector}{RATE}))", f"{{{{{label}}}}}", eventful)
 
 
+def trailing_hour(label: str, metric: str) -> str:
+    """How many within the hour, by a label, where there are any.
+
+    A label that came up within the hour begins at what had happened until its first scrape, which `increase` takes for
+    the beginning and not for growth: such a series counts whole.
+    """
+    return f"sum by ({label}) ((increase({metric}[1h]) and {metric} offset 1h) or {metric}) > 0"
+
+
 def newest_by_symbol(metric: str) -> Query:
     """The newest value of each symbol; where two processes give one, for a moment, the larger."""
     return Query(f"max by (symbol) ({metric}{OF_SYMBOL})", "{{symbol}}")

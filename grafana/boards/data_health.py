@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from grafana.boards.common import OF_SYMBOL, RATE, SYMBOL, of_symbol, rate_by
+from grafana.boards.common import OF_SYMBOL, RATE, SYMBOL, of_symbol, rate_by, trailing_hour
 from grafana.panels import GREEN, ORANGE, RED, Board, Panel, Query, Row, Unit
 
 BUCKETS: Final = "[10m]"
@@ -13,7 +13,7 @@ BUCKETS: Final = "[10m]"
 
 def _hourly(title: str, metric: str, label: str, text: str, width: int = 8) -> Panel:
     """How many within the trailing hour, by a label; where there are none there is no line."""
-    query = Query(f"sum by ({label}) (increase({metric}[1h])) > 0", f"{{{{{label}}}}}", eventful=True)
+    query = Query(trailing_hour(label, metric), f"{{{{{label}}}}}", eventful=True)
     return Panel(title, text, Unit.Short, (query,), width=width, lowest=0)
 
 

@@ -86,15 +86,20 @@ BOARD: Final = Board(
         Row(
             "Cumulative volume delta",
             (
-                of_symbol("Price", "cvd_price", Unit.Short, "Of the newest trade."),
+                of_symbol("Price", "cvd_price", Unit.Short, "Of the newest trade. Choose one symbol."),
                 of_symbol(
                     "CVD", "cvd_base", Unit.Short, "Bought less sold by takers, in base units, since the session began."
                 ),
                 of_symbol("z of CVD", "cvd_z", Unit.Short, "Newest, clipped."),
                 of_symbol("Imbalance of 10 s", "cvd_imbalance_10s", Unit.Short, "Signed over total flow.", **BOTH_WAYS),
                 of_symbol("Buy ratio", "cvd_buy_ratio", Unit.PercentUnit, "Of the trailing minute.", **SHARE),
-                of_symbol(
-                    "VPIN", "cvd_vpin", Unit.Short, "Share of one-sided volume over equal buckets of volume.", **SHARE
+                Panel(
+                    "VPIN",
+                    "Share of one-sided volume over equal buckets of volume; none before the first fifty of them.",
+                    Unit.Short,
+                    (Query(f"max by (symbol) (cvd_vpin{OF_SYMBOL})", "{{symbol}}", eventful=True),),
+                    lowest=0,
+                    highest=1,
                 ),
                 of_symbol(
                     "Trades",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from grafana.boards.common import OF_SYMBOL, SYMBOL, of_symbol
+from grafana.boards.common import OF_SYMBOL, SYMBOL, of_symbol, trailing_hour
 from grafana.panels import ORANGE, RED, Board, Panel, Query, Row, Unit
 
 SHARE: Final = {"lowest": 0.0, "highest": 1.0}
@@ -100,7 +100,7 @@ BOARD: Final = Board(
                     Unit.Short,
                     (
                         Query(
-                            "sum by (event_type) (increase(fusion_events_total[1h])) > 0",
+                            trailing_hour("event_type", "fusion_events_total"),
                             "{{event_type}}",
                             eventful=True,
                         ),

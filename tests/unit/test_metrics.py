@@ -24,7 +24,7 @@ from orderflow.streaming.metrics import StatsCollector
 from orderflow.streaming.runtime import ProcessorRuntime, RuntimeOptions, ServiceSpec
 from orderflow.streaming.service import keep_metrics_file, metrics_content
 from orderflow.topics import BY_NAME, EVENTS, JOURNAL, REJECTS, ROWS, TICKS
-from orderflow.venues.binance.normaliser import NormaliserConfig, NormaliserProcessor
+from orderflow.venues.binance.normaliser import REJECT_REASONS, NormaliserConfig, NormaliserProcessor
 from prometheus_client import CollectorRegistry, generate_latest
 from venue_journal import Feed
 
@@ -244,3 +244,10 @@ async def test_the_file_holds_the_figures_and_a_full_disk_ends_nothing(
     assert content["service"] == "ingestion"
     assert content["metrics"]["conflated_frames_total"] == 6
     assert len([message for message in caplog.messages if "can't be written" in message]) == 1
+
+
+def test_every_reason_of_a_reject_is_there_from_the_start() -> None:
+    """A series that begins above 0 has not grown: the first rejects of a reason would be in no rate."""
+    found = samples(NormaliserCollector(lambda: [NormaliserProcessor(NormaliserConfig())]))
+    assert {f'rejects_total{{reason="{reason}"}}' for reason in REJECT_REASONS} <= found.keys()
+    assert found['rejects_total{reason="bad_json"}'] == 0

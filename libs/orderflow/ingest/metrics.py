@@ -14,7 +14,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Unkno
 
 from orderflow.streaming.figures import MAX_SYMBOLS, OTHER
 from orderflow.streaming.runtime import ProcessorRuntime
-from orderflow.venues.binance.normaliser import NormaliserProcessor, SymbolFigures
+from orderflow.venues.binance.normaliser import REJECT_REASONS, NormaliserProcessor, SymbolFigures
 
 MAX_LABELS: Final = 300
 """Values of one figure of the recorder."""
@@ -31,6 +31,8 @@ TALLIES: Final = (
     ("market_events", "events", "event_type", "records of market.events"),
 )
 """(name of the metric, tally, label, meaning)."""
+KNOWN: Final = {"rejects": tuple(REJECT_REASONS)}
+"""Labels told from the start: to Prometheus a series that begins above 0 has not grown."""
 
 
 class HasStatus(Protocol):
@@ -125,7 +127,8 @@ class NormaliserCollector:
             for name, counts in processor.tallies.items():
                 tallies.setdefault(name, Counter()).update(counts)
         families: list[Any] = [
-            _counter(name, text, label, tallies.get(tally, Counter())) for name, tally, label, text in TALLIES
+            _counter(name, text, label, {**dict.fromkeys(KNOWN.get(tally, ()), 0), **tallies.get(tally, {})})
+            for name, tally, label, text in TALLIES
         ]
         duplicates = {stream: totals[name] for name, stream in DUPLICATES.items()}
         families.append(_counter("dedup_hits", "frames dropped because they had come before", "stream", duplicates))
