@@ -12,6 +12,7 @@ from typing import Any
 from orderflow.pipeline import STAGES, Stage
 from orderflow.processor import Record
 from orderflow.streaming.codec import Decoder, Encoder
+from orderflow.streaming.figures import STAGE_FIGURES
 from orderflow.streaming.log import TP
 from orderflow.streaming.memory_log import MemoryLog
 from orderflow.streaming.runtime import PROGRESS_HEADER, ProcessorTask, Stats
@@ -163,9 +164,13 @@ async def _service_rate(data: Dataset, stage: Stage) -> float:
             await _fill(log, TP(topic, partition), data.topics[topic].get(partition, []), seq)
             positions[TP(topic, partition)] = 0
     writer, stats = Writer(log), Stats()
+    figures = STAGE_FIGURES[stage.name](stage.name) if stage.name in STAGE_FIGURES else None
 
     def task(partition: int) -> ProcessorTask:
-        made = ProcessorTask(partition, lambda number: stage.make(data.config, number), data.codecs, stats, writer, str)
+        make = stage.make
+        made = ProcessorTask(
+            partition, lambda number: make(data.config, number), data.codecs, stats, writer, str, figures
+        )
         made.row_filter, made.filtered_topic = stage.row_filter, ROWS
         return made
 

@@ -129,17 +129,18 @@ class PartitionFigures:
     """Of one partition that is owned, in one session: which symbols it has."""
 
     def __init__(self, stage: StageFigures) -> None:
-        self._stage = stage
+        self._begin = stage.begin
+        self._apart = stage.apart
         self.symbols: dict[str, Any] = {}
 
     def take(self, topic: str, record: Record) -> None:
         """Count a record that is being written."""
-        if self._stage.apart(topic, record):
+        if self._apart is not None and self._apart(topic, record):
             return
         symbol = record["symbol"]
         each = self.symbols.get(symbol)
         if each is None:
-            each = self.symbols[symbol] = self._stage.begin(symbol)
+            each = self.symbols[symbol] = self._begin(symbol)
         each.take(record)
 
 
@@ -191,6 +192,8 @@ class StageFigures:
         The figures of the partitions owned now.
     """
 
+    apart: Callable[[str, Record], bool] | None = None
+    """Where set: counts what belongs to no symbol; True where the record is none of a symbol."""
     symbol_type: ClassVar[type[SymbolFigures]] = SymbolFigures
     gauges: ClassVar[tuple[Gauge, ...]] = ()
 
@@ -211,10 +214,6 @@ class StageFigures:
             each = self.symbols[symbol] = self.symbol_type()
         each.begin()
         return each
-
-    def apart(self, topic: str, record: Record) -> bool:
-        """Count what belongs to no symbol; True where the record is none of a symbol."""
-        return False
 
     def collect(self) -> list[Any]:
         """Every family; registered with Prometheus' registry."""
@@ -287,8 +286,9 @@ class FusionFigures(StageFigures):
     def __init__(self, service: str) -> None:
         super().__init__(service)
         self._events: Counts = {}
+        self.apart = self._count_event
 
-    def apart(self, topic: str, record: Record) -> bool:
+    def _count_event(self, topic: str, record: Record) -> bool:
         if topic == FUSION:
             return False
         _add(self._events, (record["event_type"],), 1)
@@ -319,11 +319,13 @@ class SignalFigures(StageFigures):
 
     def __init__(self, service: str) -> None:
         super().__init__(service)
-        self._reasons: Counts = {}
+        self._blocked: Counts = {}
+        """By all guards that blocked a record: the same few combinations again and again."""
+        self.apart = self._count_guards
 
-    def apart(self, topic: str, record: Record) -> bool:
-        for reason in record["gate_reasons"]:
-            _add(self._reasons, (reason,), 1)
+    def _count_guards(self, topic: str, record: Record) -> bool:
+        guards = tuple(record["gate_reasons"])
+        self._blocked[guards] = self._blocked.get(guards, 0) + 1
         return False
 
     def counters(self, symbols: Mapping[str, Any]) -> list[Any]:
@@ -331,9 +333,13 @@ class SignalFigures(StageFigures):
         for label, each in _labelled(symbols):
             for (direction, blocked), count in sorted(each.signals.items()):
                 _add(signals, (label, DIRECTIONS[direction], "blocked" if blocked else "passed"), count)
+        reasons: Counts = {}
+        for guards, count in self._blocked.items():
+            for guard in guards:
+                _add(reasons, (guard,), count)
         return [
             _counter("signals", "records of signals", ("symbol", "direction", "gating"), signals),
-            _counter("signals_gated", "signals that this guard blocked", ("reason",), self._reasons),
+            _counter("signals_gated", "signals that this guard blocked", ("reason",), reasons),
         ]
 
 

@@ -39,6 +39,7 @@ class StatsCollector:
     ) -> None:
         """`hops`: latencies that this process knows besides its own."""
         self._service = service
+        self._began_sec = time.time()
         self._runtime = runtime
         self._fingerprint = fingerprint
         self._hops = dict(hops or {})
@@ -96,6 +97,7 @@ class StatsCollector:
                 "how long the oldest batch under way has been waiting",
                 max(each.waiting_sec for each in self._runtime.writers),
             ),
+            ("orderflow_start_time_sec", "when this process began, seconds since the epoch", self._began_sec),
             ("orderflow_recovery_sec", "seconds that the newest recovery took", stats.recovery_sec),
             ("orderflow_ready", "1 where the service owns partitions and works", float(self._runtime.ready)),
             ("orderflow_broker_reachable", "1 where a broker has answered lately", float(self._runtime.log.reachable)),

@@ -1,0 +1,166 @@
+"""Prometheus' rules by Prometheus' own tool: every alert fires when it should, clears, and stays quiet when it should."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from alert_cases import CASES, RECORDED, Case, Series
+
+ROOT = Path(__file__).resolve().parents[2]
+RULES = ROOT / "infra" / "prometheus" / "rules"
+RUNBOOKS = ROOT / "docs" / "runbooks.md"
+METRICS = (ROOT / "docs" / "metrics.md").read_text()
+IMAGE = "prom/prometheus"
+EVALUATOR = {
+    "fusion_auc_active_lower",
+    "ece",
+    "platt_test_samples",
+    "merge_time_diff_ms",
+    "match_rate",
+    "executor_halted",
+}
+
+
+def rules(kind: str) -> list[dict[str, Any]]:
+    return [
+        rule
+        for path in sorted(RULES.glob("*.yml"))
+        for group in yaml.safe_load(path.read_text())["groups"]
+        for rule in group["rules"]
+        if kind in rule
+    ]
+
+
+ALERTS = {rule["alert"]: rule for rule in rules("alert")}
+
+
+def tool(name: str, folder: Path) -> list[str]:
+    """The command, installed or in its image; the test is skipped where neither is there."""
+    if shutil.which(name):
+        return [name]
+    images = ["docker", "image", "ls", "-q", IMAGE]
+    if shutil.which("docker") and name == "promtool" and subprocess.run(images, capture_output=True).stdout.strip():
+        mounts = [part for path in (ROOT, folder) for part in ("-v", f"{path}:{path}:ro")]
+        return ["docker", "run", "--rm", *mounts, "--entrypoint", name, IMAGE]
+    pytest.skip(f"no {name}: apt-get install prometheus, or docker pull {IMAGE}")
+
+
+def firing(case: Case, at: str, labels: list[dict[str, str]]) -> dict[str, Any]:
+    """A test of promtool: which instances of the alert fire at that time."""
+    severity = ALERTS[case.alert]["labels"]["severity"]
+    samples = []
+    for each in labels:
+        whole = {"alertname": case.alert, "alertstate": "firing", "severity": severity, **each}
+        written = ",".join(f"{name}={json.dumps(value)}" for name, value in sorted(whole.items()))
+        samples.append({"labels": f"ALERTS{{{written}}}", "value": 1})
+    return {
+        "expr": f'ALERTS{{alertname="{case.alert}",alertstate="firing"}}',
+        "eval_time": at,
+        "exp_samples": samples,
+    }
+
+
+def promtool_test(name: str, series: Series, tests: list[dict[str, Any]]) -> dict[str, Any]:
+    return {
+        "name": name,
+        "interval": "15s",
+        "input_series": [{"series": each, "values": values} for each, values in series.items()],
+        "promql_expr_test": tests,
+    }
+
+
+def run_promtool(folder: Path, tests: list[dict[str, Any]]) -> None:
+    path = folder / "tests.yml"
+    files = [str(each) for each in sorted(RULES.glob("*.yml"))]
+    path.write_text(json.dumps({"rule_files": files, "evaluation_interval": "15s", "tests": tests}))
+    done = subprocess.run([*tool("promtool", folder), "test", "rules", str(path)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_alerts_fire_clear_and_stay_quiet(tmp_path: Path) -> None:
+    tests = []
+    for number, case in enumerate(CASES):
+        at_times = [firing(case, case.fires, [case.labels]), firing(case, case.after, [])]
+        if case.before != "0m":
+            at_times.insert(0, firing(case, case.before, []))
+        tests.append(promtool_test(f"{case.alert} {number} fires", case.series, at_times))
+        quiet = [firing(case, f"{minute}m", []) for minute in (*range(1, 10), *range(10, 60, 5))]
+        tests.append(promtool_test(f"{case.alert} {number} quiet", case.quiet, quiet))
+    run_promtool(tmp_path, tests)
+
+
+def test_a_wrong_expectation_is_noticed(tmp_path: Path) -> None:
+    case = CASES[0]
+    with pytest.raises(AssertionError, match="FAILED"):
+        run_promtool(tmp_path, [promtool_test("wrong", case.series, [firing(case, case.fires, [])])])
+
+
+def test_recorded_series_are_what_they_say(tmp_path: Path) -> None:
+    tests = []
+    for record, series, at, values in RECORDED:
+        samples = [{"labels": labels, "value": value} for labels, value in values.items()]
+        tests.append(
+            promtool_test(record, series, [{"expr": f"round({record}, 1e-6)", "eval_time": at, "exp_samples": samples}])
+        )
+    run_promtool(tmp_path, tests)
+
+
+def test_rules_and_configuration_are_valid(tmp_path: Path) -> None:
+    promtool = tool("promtool", tmp_path)
+    text = (ROOT / "infra" / "prometheus" / "prometheus.yml").read_text()
+    local = tmp_path / "prometheus.yml"
+    local.write_text(text.replace("/etc/prometheus/rules", str(RULES)))
+    done = subprocess.run([*promtool, "check", "config", str(local)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"{len(rules('alert'))} rules found" in done.stdout
+    for path in RULES.glob("*.yml"):
+        linted = subprocess.run(
+            [*promtool, "check", "rules", "--lint-fatal", str(path)], capture_output=True, text=True
+        )
+        assert linted.returncode == 0, linted.stdout + linted.stderr
+
+
+def test_alertmanagers_configuration_is_valid(tmp_path: Path) -> None:
+    amtool = tool("amtool", tmp_path)
+    path = ROOT / "infra" / "alertmanager" / "alertmanager.yml"
+    done = subprocess.run([*amtool, "check-config", str(path)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_every_alert_has_a_case_and_every_case_an_alert() -> None:
+    assert {case.alert for case in CASES} == ALERTS.keys()
+
+
+def test_every_alert_says_what_it_is_and_where_its_runbook_is() -> None:
+    headings = re.findall(r"^## (\S+)$", RUNBOOKS.read_text(), re.MULTILINE)
+    assert len(set(headings)) == len(headings)
+    assert set(headings) == ALERTS.keys(), "runbooks and alerts must be the same"
+    for name, rule in ALERTS.items():
+        assert rule["labels"].keys() == {"severity"}
+        assert rule["labels"]["severity"] in {"critical", "warning"}
+        assert rule["annotations"].keys() == {"summary", "description", "runbook"}
+        assert rule["annotations"]["runbook"] == f"docs/runbooks.md#{name.lower()}"
+
+
+def test_every_runbook_says_what_it_means_where_to_look_and_what_to_do() -> None:
+    sections = re.split(r"^## (\S+)$", RUNBOOKS.read_text(), flags=re.MULTILINE)[1:]
+    for name, text in zip(sections[::2], sections[1::2], strict=True):
+        for part in ("**Means.**", "**Look.**", "**Do.**"):
+            assert part in text, f"{name} lacks {part}"
+
+
+def test_rules_and_their_metrics_are_listed() -> None:
+    for rule in [*rules("alert"), *rules("record")]:
+        if "record" in rule:
+            assert f"`{rule['record']}`" in METRICS, rule["record"]
+        expression = re.sub(r"\{[^}]*\}|\[[^]]*\]|\"|(by|on|group_left) \([^)]*\)", " ", rule["expr"])
+        names = set(re.findall(r"[a-zA-Z_:][a-zA-Z0-9_:]*(?![a-zA-Z0-9_:]*\s*\()", expression))
+        for metric in names - {"and", "or", "unless", "on", "by", "up", "m", "s"}:
+            assert re.search(rf"[`{{ ]{re.escape(metric)}[`{{]", METRICS), f"{metric} is not in docs/metrics.md"
