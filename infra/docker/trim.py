@@ -1,7 +1,7 @@
 """Takes out of an environment what no service imports, strips the rest of symbols, and proves that it works.
 
-Runs while the image is built: python trim.py SITE_PACKAGES; needs `strip` of binutils. What Arrow brings for clouds, ORC, Flight and CUDA is three quarters of its size;
-its libraries lie there under up to three names.
+Runs while the image is built: python trim.py SITE_PACKAGES; needs `strip` of binutils. What Arrow brings for clouds,
+ORC, Flight and CUDA is three quarters of its size; its libraries lie there under up to three names.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 from orderflow.cli.main import COMMANDS
 from orderflow.config import ENVIRONMENT
 from orderflow.lake.layout import kinds
@@ -136,9 +137,13 @@ def test_environment_names_are_complete_and_known() -> None:
             r'(?:environ(?:\.get\(|\[)|environment\.get\(|add\("--[a-z-]+", |^ +)"([A-Z]+_[A-Z_]+)"', code, re.MULTILINE
         )
     )
+    compose = (ROOT / "docker-compose.yml").read_text("utf-8")
+    of_the_broker = set(yaml.safe_load(compose)["services"]["kafka"]["environment"])
     mine = {name for name in read_by_name if name.startswith(("KAFKA_", "ORDERFLOW_", "SCHEMA_", "SIM_"))}
-    assert mine - {"ORDERFLOW_ROOT"} <= listed
-    unknown = sorted(name for name in listed if f'"{name}"' not in code)
+    assert mine - {"ORDERFLOW_ROOT"} - of_the_broker <= listed
+    composed = set(re.findall(r"\$\{([A-Z_]+)", compose))
+    assert composed <= listed
+    unknown = sorted(name for name in listed - composed if f'"{name}"' not in code)
     assert not unknown, "named in .env.example and read nowhere"
 
 
@@ -147,6 +152,19 @@ def test_environment_example_can_be_taken_as_it_is() -> None:
 
     pairs = re.findall(r"^([A-Z_]+)=(.*)$", (ROOT / ".env.example").read_text("utf-8"), re.MULTILINE)
     assert load(dict(pairs)) == load({})
+
+
+def test_environment_example_names_the_defaults_of_compose() -> None:
+    """What stands there as a comment is what holds where the name is not set."""
+    text = (ROOT / ".env.example").read_text("utf-8")
+    compose = (ROOT / "docker-compose.yml").read_text("utf-8")
+    section = text[text.index("--- docker compose alone") : text.index("--- tests")]
+    shown = dict(re.findall(r"^# ([A-Z_]+)=(.*)$", section, re.MULTILINE))
+    used = {
+        name: {default for each, default in re.findall(r"\$\{([A-Z_]+):-([^}]*)\}", compose) if each == name}
+        for name in shown
+    }
+    assert used == {name: {default} for name, default in shown.items()}
 
 
 def test_topics_and_kinds_are_described() -> None:

@@ -6,12 +6,12 @@ import asyncio
 
 import msgspec
 import pytest
-from orderflow.errors import FencedError, LogError
+from orderflow.errors import ConfigError, FencedError, LogError
 from orderflow.streaming.codec import Codecs, peek, schema_text
 from orderflow.streaming.journal import JournalView, partition_of
 from orderflow.streaming.log import TP, read_ranges
 from orderflow.streaming.memory_log import MemoryLog
-from orderflow.streaming.recorder import JournalWriter, journal_record, shard_partitions
+from orderflow.streaming.recorder import JournalWriter, journal_record, market_of, shard_partitions
 from orderflow.topics import JOURNAL
 
 
@@ -172,3 +172,45 @@ def test_a_wrong_shard_is_refused_by_name(text: str) -> None:
 
 def test_shards_cover_every_partition_once() -> None:
     assert sorted(number for index in range(3) for number in shard_partitions(f"{index}/3", 12)) == list(range(12))
+
+
+LIVE, SIM, CAPTURE = "live-1f2e3d4c5b6a-0011aabb", "sim-1f2e3d4c5b6a-0011aabb", "5f0c2f9e"
+"""Names of sessions as the recorders give them."""
+
+
+@pytest.mark.parametrize(
+    ("session", "market"),
+    [(LIVE, "the live market"), (SIM, "a simulated market"), (CAPTURE, "a recorded market"), ("other-1-2", "")],
+)
+def test_a_session_tells_what_it_recorded(session: str, market: str) -> None:
+    assert market_of(session) == market
+
+
+async def journal_of(session: str) -> MemoryLog:
+    log = MemoryLog()
+    writer = JournalWriter(log, make_codecs(), "desk.", [0, 1])
+    await writer.open(session, 1)
+    writer.append(1, tick(session), 1)
+    await writer.flush()
+    return log
+
+
+@pytest.mark.parametrize(("held", "other"), [(LIVE, SIM), (SIM, LIVE), (LIVE, CAPTURE), (CAPTURE, SIM)])
+async def test_a_journal_is_not_continued_with_another_kind_of_market(held: str, other: str) -> None:
+    """One partition with a record is enough, and nothing is written: the recorder that is at work is not fenced."""
+    log = await journal_of(held)
+    tps = [TP("desk." + JOURNAL, partition) for partition in (0, 1)]
+    before = await log.end_offsets(tps)
+    with pytest.raises(
+        ConfigError, match=r"desk\.market\.journal holds .*TOPIC_PREFIX.*docker compose down -v"
+    ) as refused:
+        await JournalWriter(log, make_codecs(), "desk.", [0, 1]).open(other, 2)
+    assert held in str(refused.value)
+    assert await log.end_offsets(tps) == before
+
+
+@pytest.mark.parametrize("held", [LIVE, SIM, CAPTURE])
+async def test_a_journal_is_continued_with_its_own_kind_of_market(held: str) -> None:
+    log = await journal_of(held)
+    tails = await JournalWriter(log, make_codecs(), "desk.", [0, 1]).open(held.replace("1f", "2f"), 2)
+    assert tails[1].seq == 1 and tails[1].session == held
