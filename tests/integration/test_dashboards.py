@@ -25,6 +25,7 @@ SERVICES = ("ingestion", "ofi", "cvd", "fusion", "signal", "sinks", "lake")
 START_SEC = 120.0
 FILL_SEC = 300.0
 """Minutes are judged two minutes after they began."""
+STOP_SEC = 180.0
 SPAN_SEC = 60.0
 FAULTS: tuple[dict[str, Any], ...] = (
     {"kind": "duplicate", "at_ms": 0, "duration_ms": 10_000, "value": 0.2},
@@ -50,7 +51,7 @@ def run(folder: Path, bootstrap: str) -> Iterator[Path]:
     finally:
         if process.poll() is None:
             process.send_signal(signal.SIGINT)
-        process.wait(60)
+        process.wait(STOP_SEC)
 
 
 def addresses(out: Path) -> dict[str, str]:
@@ -82,7 +83,7 @@ def unfilled(findings: list[Finding]) -> list[Finding]:
 
 @pytest.mark.kafka
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_every_panel_shows_a_real_run(kafka_bootstrap: str, tmp_path: Path) -> None:
     with run(tmp_path, kafka_bootstrap) as out:
         pages = addresses(out)
