@@ -11,7 +11,7 @@ ARGS ?=
 
 PARTS ?= matrix,kills,freeze,broker,cluster,scale
 
-.PHONY: help setup demo test test-only test-unit lint format bench storm chaos soak lock clean
+.PHONY: help setup demo test test-only test-unit lint format bench storm chaos soak containers lock clean
 
 help: ## what there is to run
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -56,6 +56,10 @@ chaos: setup ## kill anything, lose nothing: crash points, kills, brokers, scali
 
 soak: setup ## 2,000 frames a second for MINUTES=30: memory, lag, latency of every service
 	@$(BIN)/python -m tests.chaos --only soak --minutes $(or $(MINUTES),30) $(ARGS)
+
+containers: setup ## docker-compose.yml from a fresh copy: up, kills, scale, down and up, judged from outside (needs a Docker engine)
+	@$(BIN)/python -m pytest -m containers -rs tests/containers $(ARGS)
+
 storm: setup ## the exchange's faults against the recorder, on virtual time (SEED=1 ROUNDS=100 MINUTES=10 ACTIVITY=4 JOBS=2 KINDS=drop,kill)
 	@$(BIN)/python -m tests.storm --seed $(or $(SEED),1) --rounds $(or $(ROUNDS),100) --minutes $(or $(MINUTES),10) --jobs $(or $(JOBS),2) --activity $(or $(ACTIVITY),4) --kinds "$(KINDS)"
 

@@ -23,6 +23,7 @@ from orderflow.config import Config, load
 from orderflow.doctor import backing, exchange, machine
 from orderflow.doctor.check import Check, ok, warning, wrong
 from orderflow.errors import ConfigError, OrderflowError
+from orderflow.ingest.choice import settled
 from orderflow.kafka_embedded import running_daemon
 from orderflow.venues.binance.endpoints import Endpoints
 
@@ -108,7 +109,9 @@ def _patient(args: argparse.Namespace) -> Patient:
         info = runs.load(data)
         environment = {**os.environ, **info.environment}
     config = load(environment)
-    endpoint_named = bool(environment.get("WSS_URL") or environment.get("REST_URL"))
+    asked = config.ingestion.source == "auto"
+    config = msgspec.structs.replace(config, ingestion=settled(config.ingestion))
+    endpoint_named = asked or bool(environment.get("WSS_URL") or environment.get("REST_URL"))
     source = info.source if info else config.ingestion.source
     kafka_named = bool(os.environ.get("KAFKA_BOOTSTRAP")) and info is None
     daemon = None if kafka_named or info else running_daemon()
