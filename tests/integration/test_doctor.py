@@ -389,8 +389,24 @@ async def test_live_data_need_the_exchange_and_others_do_not(tmp_path: Path, mon
     judged(checks["exchange: REST"], "wrong", "REST_URL")
     monkeypatch.delenv("WSS_URL")
     monkeypatch.delenv("REST_URL")
+    monkeypatch.setenv("SOURCE", "sim")
     patient = doctor._patient(args)
-    assert not patient.exchange_needed and patient.kafka_named
+    assert not patient.endpoint_named and patient.source == "sim" and patient.kafka_named
+
+
+async def test_the_exchange_that_would_be_chosen_is_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("SOURCE", "auto"), ("SYMBOLS", "BTCUSDT"), ("DATA_DIR", str(tmp_path))):
+        monkeypatch.setenv(name, value)
+    args = argparse.Namespace(run=None, prefix=None, no_exchange=False, timeout=PATIENCE_SEC, json=False)
+    async with simulated() as endpoints:
+        monkeypatch.setenv("SIM_ADDRESS", endpoints.rest_url.removeprefix("http://"))
+        checks = await doctor._exchange(doctor._patient(args), PATIENCE_SEC)
+    assert [check.outcome for check in checks] == ["ok"] * 4, checks
+    assert endpoints.rest_url in checks[0].found
+    async with stranger() as address:
+        monkeypatch.setenv("SIM_ADDRESS", address)
+        (refused,) = await doctor._exchange(doctor._patient(args), PATIENCE_SEC)
+    judged(refused, "wrong", "no simulated exchange", "SOURCE=sim")
 
 
 def test_the_text_fits_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:

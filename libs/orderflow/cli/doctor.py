@@ -46,8 +46,10 @@ class Patient:
     registry_named: bool
     embedded: bool
     """The broker is, or would be, the embedded one."""
-    exchange_needed: bool
-    """Live data are asked for, or an address is set: then the exchange must be there."""
+    endpoint_named: bool
+    """An address of the exchange is set: then it must be there, as it must where live data are asked for."""
+    source: str
+    """Where frames come from; `auto` is decided by what answers."""
 
 
 def add_parser(subparsers: Any) -> None:
@@ -109,9 +111,7 @@ def _patient(args: argparse.Namespace) -> Patient:
         info = runs.load(data)
         environment = {**os.environ, **info.environment}
     config = load(environment)
-    asked = config.ingestion.source == "auto"
-    config = msgspec.structs.replace(config, ingestion=settled(config.ingestion))
-    endpoint_named = asked or bool(environment.get("WSS_URL") or environment.get("REST_URL"))
+    endpoint_named = bool(environment.get("WSS_URL") or environment.get("REST_URL"))
     source = info.source if info else config.ingestion.source
     kafka_named = bool(os.environ.get("KAFKA_BOOTSTRAP")) and info is None
     daemon = None if kafka_named or info else running_daemon()
@@ -126,7 +126,8 @@ def _patient(args: argparse.Namespace) -> Patient:
         registry_named=bool(info and not info.embedded_registry)
         or (info is None and bool(os.environ.get("SCHEMA_REGISTRY_URL"))),
         embedded=info.embedded_kafka if info else not kafka_named,
-        exchange_needed=source == "live" or endpoint_named,
+        endpoint_named=endpoint_named,
+        source=source,
     )
 
 
@@ -144,7 +145,14 @@ async def _backing(patient: Patient, timeout_sec: float) -> list[Check]:
 
 
 async def _exchange(patient: Patient, timeout_sec: float) -> list[Check]:
-    settings = patient.config.ingestion
+    settings, source = patient.config.ingestion, patient.source
+    try:
+        if source == "auto":
+            settings = await asyncio.to_thread(settled, settings)
+            source = settings.source
+    except ConfigError as error:
+        return [wrong("exchange", str(error), "the recorder would not start: do what stands there")]
+    needed = source == "live" or settings is not patient.config.ingestion or patient.endpoint_named
     try:
         endpoints = Endpoints(ws_url=settings.ws_url.rstrip("/"), rest_url=settings.rest_url.rstrip("/"))
     except (ValueError, msgspec.ValidationError) as error:
@@ -155,7 +163,7 @@ async def _exchange(patient: Patient, timeout_sec: float) -> list[Check]:
     if rest.outcome != "wrong":
         checks.append(await exchange.clock(endpoints, timeout_sec))
     checks += await exchange.sockets(endpoints, symbols[0], timeout_sec)
-    if patient.exchange_needed:
+    if needed:
         return checks
     return [
         check
