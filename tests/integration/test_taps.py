@@ -29,6 +29,7 @@ def with_avro() -> bool:
 
 pytestmark = [
     pytest.mark.kafka,
+    pytest.mark.xdist_group("taps"),  # one run for all of them
     pytest.mark.skipif(not with_avro(), reason="no kcat with Avro on this machine"),
     pytest.mark.skipif(shutil.which("jq") is None, reason="no jq on this machine"),
 ]

@@ -46,7 +46,7 @@ def test_our_containers_write_nowhere_but_where_they_must(name: str) -> None:
     assert service["read_only"] is True and service["init"] is True
     volumes = [re.sub(r"\$\{\w+:-(\w+)\}", r"\1", each).split(":") for each in service["volumes"]]
     writable = [each[1] for each in volumes if each[-1] != "ro"]
-    allowed = {"lake": ["/data", "/artifacts"], "sinks": ["/data"]}
+    allowed = {"lake": ["/data", "/artifacts"], "sinks": ["/data"], "cli": ["/data"]}
     assert writable == allowed.get(name, [])
 
 
