@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -10,10 +11,12 @@ from typing import Any, cast
 import pytest
 from lake_rows import T0_MS, record, tick
 from orderflow.errors import LogError
+from orderflow.ingest.metrics import NormaliserCollector
 from orderflow.lake.minutes import MAX_MINUTES, MinuteBuckets
 from orderflow.lake.parquet import LakeSink
 from orderflow.lake.service import SinkCollector
 from orderflow.lake.settings import LakeConfig
+from orderflow.streaming.codec import Codecs
 from orderflow.streaming.figures import (
     MAX_SYMBOLS,
     STAGE_FIGURES,
@@ -26,9 +29,13 @@ from orderflow.streaming.figures import (
 from orderflow.streaming.lag import FRESH_SEC, LagWatch
 from orderflow.streaming.log import TP
 from orderflow.streaming.memory_log import MemoryLog
+from orderflow.streaming.merge import Merger
+from orderflow.streaming.metrics import StatsCollector
+from orderflow.streaming.runtime import RuntimeOptions, ServiceSpec
 from orderflow.streaming.service import metrics_content
 from orderflow.streaming.sinks import SinkRuntime
-from orderflow.topics import CVD, FEATURE_EVENTS, FUSION, OFI, ROWS, SIGNALS, TICKS
+from orderflow.topics import CVD, FEATURE_EVENTS, FUSION, JOURNAL, OFI, ROWS, SIGNALS, TICKS
+from orderflow.venues.binance.normaliser import NormaliserConfig, NormaliserProcessor
 from prometheus_client import CollectorRegistry
 
 MINUTE_MS = 60_000
@@ -173,6 +180,27 @@ def test_every_stage_has_its_families_before_the_first_record() -> None:
         families = [family.name for family in kind(name).collect()]
         assert families
         assert len(set(families)) == len(families)
+
+
+def test_every_name_is_in_the_list_of_metrics(tmp_path: Path) -> None:
+    listed = (Path(__file__).resolve().parents[2] / "docs" / "metrics.md").read_text()
+    spec = ServiceSpec("lake", (JOURNAL,), (), "f")
+    runtime = SinkRuntime(MemoryLog(), cast(Codecs, None), spec, RuntimeOptions(), cast(Any, None))
+    runtime.stats.sample_stamp(1)
+    runtime.tasks[0] = cast(
+        Any, SimpleNamespace(sink=LakeSink(tmp_path, 0, LakeConfig()), stuck=False, merger=Merger(()))
+    )
+    collectors = [
+        *(kind(name) for name, kind in STAGE_FIGURES.items()),
+        StatsCollector("lake", runtime, "f"),
+        SinkCollector("lake", runtime, tmp_path),
+        NormaliserCollector(lambda: [NormaliserProcessor(NormaliserConfig())]),
+    ]
+    families = [family for collector in collectors for family in collector.collect()]
+    assert len(families) > 60
+    for family in families:
+        name = family.name + ("_total" if family.type == "counter" else "")
+        assert re.search(rf"`{name}[`{{]", listed), f"{name} is not in docs/metrics.md"
 
 
 # -- lag ---------------------------------------------------------------------------------------------------------------
