@@ -114,10 +114,32 @@ class RuntimeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     compression: Literal["none", "gzip", "snappy", "lz4", "zstd"] = "none"
 
 
+SIGNAL_SINKS: Final = ("jsonl", "sqlite")
+
+
 class SinksConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The file sinks of signals besides the topic."""
 
-    signal_sink: Literal["jsonl", "none"] = "jsonl"
+    signal_sink: Annotated[
+        str,
+        msgspec.Meta(
+            description="files that signals are written to: jsonl, sqlite, or both joined by a comma; or none"
+        ),
+    ] = "jsonl"
+
+    def __post_init__(self) -> None:
+        parts = [part.strip() for part in self.signal_sink.split(",")]
+        if parts != ["none"] and (set(parts) - set(SIGNAL_SINKS) or len(set(parts)) != len(parts)):
+            raise ValueError(
+                f"signal_sink is {self.signal_sink!r}: allowed are {', '.join(SIGNAL_SINKS)}, each once and joined by "
+                "commas, or none alone"
+            )
+
+    @property
+    def chosen(self) -> tuple[str, ...]:
+        """Those of `SIGNAL_SINKS` that are written, in that order however they were given; empty for none."""
+        parts = {part.strip() for part in self.signal_sink.split(",")}
+        return tuple(name for name in SIGNAL_SINKS if name in parts)
 
 
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -19,8 +19,8 @@ ALTS = "usdm_4alts_20210722_realagg.gz"
 SPEED = "2"
 """The 30 s of the capture take 15 s, so that a service that died still has work before it."""
 SLOW = "0.5"
-SETTINGS = {"PARQUET_ROTATE_SEC": "5"}
-"""More cuts than by default, so that there is something to die in."""
+SETTINGS = {"PARQUET_ROTATE_SEC": "5", "SIGNAL_SINK": "jsonl,sqlite"}
+"""More cuts than by default, so that there is something to die in; every form of files."""
 FILES = ("sinks", "lake")
 PROCESSORS = ("ingestion", "ofi", "cvd", "fusion", "signal")
 CRASHES: dict[str, tuple[tuple[str, ...], int]] = {
@@ -38,6 +38,8 @@ CRASHES: dict[str, tuple[tuple[str, ...], int]] = {
     "journal-opened": (("ingestion",), 1),
     "file-temporary": (FILES, 3),
     "file-renamed": (FILES, 3),
+    "rows-inserted": (("sinks",), 2),
+    "rows-committed": (("sinks",), 2),
     "cut-written": (FILES, 3),
     "stopping": (SERVICES, 1),
 }

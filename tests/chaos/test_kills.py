@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import signal
-import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from run_helpers import ALTS, SERVICES, Run, assert_same_run, at_work, running, shared_run
+from small_disk import SmallDisk
 
 pytestmark = [pytest.mark.kafka, pytest.mark.capture, pytest.mark.slow]
 
@@ -90,31 +88,8 @@ def test_recorder_restarted_and_services_frozen_leave_the_same_bytes(
         assert_same_run(run, undisturbed)
 
 
-class SmallDisk:
-    """A tmpfs of its own size."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def mount(self, size: str) -> None:
-        self.folder.mkdir(parents=True)
-        done = subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(self.folder)], capture_output=True, check=False
-        )
-        if done.returncode:
-            pytest.skip(f"a small file system can't be mounted here: {done.stderr.decode().strip()}")
-
-    def grow(self, size: str) -> None:
-        subprocess.run(["mount", "-o", f"remount,size={size}", str(self.folder)], check=True)
-
-    def unmount(self) -> None:
-        subprocess.run(["umount", str(self.folder)], capture_output=True, check=False)
-
-
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[SmallDisk]:
-    if os.geteuid() != 0 or shutil.which("mount") is None:
-        pytest.skip("only root can mount the small file system that this test fills")
     disk = SmallDisk(tmp_path / "run" / "data")
     yield disk
     disk.unmount()

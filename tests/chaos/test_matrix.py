@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
+import math
 import random
+import sqlite3
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
 from tests.chaos import faults
 from tests.chaos.faults import SERVICES, Bench
-from tests.chaos.verifier import PartitionJudge, Schemas, Verdict, compare, compare_places, judge_completeness
+from tests.chaos.verifier import (
+    DATABASE,
+    JOURNAL,
+    SIGNALS,
+    PartitionJudge,
+    Schemas,
+    Verdict,
+    compare,
+    compare_places,
+    judge_completeness,
+    judge_database,
+    row_digest,
+)
 
 SEED = 11
 
@@ -114,6 +129,76 @@ def test_other_bytes_than_undisturbed_are_named() -> None:
     compare(verdict, Verdict(hashes={"signals[0]": "b"}, files={"data/x": "0", "data/less": "3"}))
     assert len(verdict.problems) == 4
     assert verdict.problems[0] == "signals[0]: not the bytes of the undisturbed run"
+
+
+class OneSignal:
+    """Judges of a run whose only signal is at seq 4 of partition 3, and the database that holds it."""
+
+    signal: ClassVar[dict[str, Any]] = {
+        "seq": 4, "sub": 1, "symbol": "BTCUSDT", "score": -0.0, "consistency": math.nan, "confirm": True,
+        "gate_reasons": ["spread", "é"],
+    }  # fmt: skip
+    columns = "session TEXT, symbol TEXT, seq INTEGER, sub INTEGER, score REAL, consistency REAL, confirm INTEGER"
+
+    def __init__(self, out: Path, key: str = "session, symbol, seq, sub") -> None:
+        self.out = out
+        self.judges: dict[tuple[str, int], Any] = {
+            (topic, number): PartitionJudge(Verdict(), topic, number, PlainSchemas())
+            for topic in (JOURNAL, SIGNALS)
+            for number in range(12)
+        }
+        self.judges[JOURNAL, 3].sessions = [(1, "s1"), (9, "s2")]
+        self.judges[SIGNALS, 3].view = [(4, 1, "BTCUSDT", "")]
+        self.judges[SIGNALS, 3].rows = {(4, 1): row_digest(self.signal)}
+        (out / "signals").mkdir(parents=True)
+        with closing(sqlite3.connect(out / DATABASE)) as database:
+            database.execute("PRAGMA journal_mode = WAL")
+            database.execute(
+                f"CREATE TABLE signals ({self.columns}, gate_reasons TEXT, PRIMARY KEY ({key})) WITHOUT ROWID"
+            )
+            database.execute("""INSERT INTO signals VALUES ('s1', 'BTCUSDT', 4, 1, 0.0, NULL, 1, '["spread", "é"]')""")
+            database.commit()
+
+    def problems(self, change: str = "") -> list[str]:
+        verdict = Verdict()
+        with closing(sqlite3.connect(self.out / DATABASE)) as database:
+            database.execute(change or "SELECT 1")
+            database.commit()
+        judge_database(self.judges, self.out, verdict)
+        return verdict.problems
+
+
+def test_a_database_that_holds_the_signals_passes(tmp_path: Path) -> None:
+    assert OneSignal(tmp_path).problems() == []
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ("DELETE FROM signals", "1 rows lost, the first ('s1', 'BTCUSDT', 4, 1)"),
+        ("UPDATE signals SET session = 's2'", "1 rows repeated or made up, the first ('s2', 'BTCUSDT', 4, 1)"),
+        ("UPDATE signals SET confirm = 0", "1 rows have other values than the topic"),
+        ("""UPDATE signals SET gate_reasons = '["spread"]'""", "1 rows have other values than the topic"),
+        ("PRAGMA journal_mode = DELETE", "is in mode delete"),
+    ],
+)
+def test_a_database_with_anything_else_is_named(change: str, problem: str, tmp_path: Path) -> None:
+    problems = OneSignal(tmp_path).problems(change)
+    assert any(problem in each for each in problems), problems
+
+
+def test_a_database_that_is_missing_damaged_or_of_another_key_is_named(tmp_path: Path) -> None:
+    run = OneSignal(tmp_path / "key", "symbol, session, seq, sub")
+    assert "has the key ['symbol', 'session', 'seq', 'sub']" in run.problems()[0]
+    verdict = Verdict()
+    judge_database(run.judges, tmp_path / "nowhere", verdict)
+    assert verdict.problems == ["there is no signals/signals.sqlite"]
+    with (run.out / DATABASE).open("r+b") as file:
+        file.seek(4096)
+        file.write(b"\xff" * 4096)
+    damaged = Verdict()
+    judge_database(run.judges, run.out, damaged)
+    assert "is damaged" in damaged.problems[0]
 
 
 @pytest.fixture

@@ -10,7 +10,8 @@ from an undisturbed run. The rules are those of DESIGN §3, §4 and §13:
 * nothing new comes at or below a progress marker that stands before it;
 * one tick per tick, command, config and end of the journal; one OFI record per quote and depth row, one CVD record per
   trade, one fusion record per OFI or CVD record, one signal per fusion record;
-* the lake, the raw frames and the JSON Lines hold each record of their topic once.
+* the lake, the raw frames, the JSON Lines and the SQLite database hold each record of their topic once;
+* the database holds it with every value of its fields, under its session, typed, with the key that its readers rely on.
 """
 
 from __future__ import annotations
@@ -21,9 +22,12 @@ import gzip
 import hashlib
 import io
 import json
+import sqlite3
 import sys
 import urllib.request
 from collections import Counter
+from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,6 +40,7 @@ PARTITIONS = 12
 JOURNAL = "market.journal"
 TICKS = "market.ticks"
 ROWS = "market.rows"
+SIGNALS = "signals"
 DERIVED = (
     TICKS,
     ROWS,
@@ -45,7 +50,7 @@ DERIVED = (
     "features.cvd",
     "features.fusion",
     "features.events",
-    "signals",
+    SIGNALS,
 )
 TICK_KINDS = ("tick", "command", "config", "end")
 LAKE_KINDS = {
@@ -59,6 +64,8 @@ LAKE_KINDS = {
 }
 """Kind of Parquet file -> (topic, `src` of the rows that it holds)."""
 FILE_TREES = ("data", "signals")
+DATABASE = "signals/signals.sqlite"
+KEY = ["session", "symbol", "seq", "sub"]
 READ_SEC = 300.0
 SHOWN = 20
 """Problems of one rule that are listed; the rest is counted."""
@@ -128,6 +135,10 @@ class PartitionJudge:
         self.epoch = 0
         self.view: list[tuple[int, int, str, str]] = []
         """(seq, sub, symbol, kind or src)"""
+        self.sessions: list[tuple[int, str]] = []
+        """Of the journal: from which seq on each session goes."""
+        self.rows: dict[Place, bytes] = {}
+        """Of the signals: a digest of the values."""
 
     def take(self, record: Any) -> None:
         headers = {name: value.decode() for name, value in record.headers}
@@ -156,7 +167,19 @@ class PartitionJudge:
         self.bodies[place] = body
         self.digest.update(body)
         kind = decoded.get("kind") or decoded.get("src") or ""
+        if self.journal and kind == "config":
+            self._note_session(seq, decoded.get("payload") or b"{}")
+        if self.topic == SIGNALS:
+            self.rows[place] = row_digest(decoded)
         self.view.append((*place, (record.key or b"").decode(), kind))
+
+    def _note_session(self, seq: int, payload: bytes) -> None:
+        content = json.loads(payload)
+        if content.get("type") == "session":
+            self.sessions.append((seq, content["session"]))
+
+    def session_at(self, seq: int) -> str:
+        return next((session for first, session in reversed(self.sessions) if first <= seq), "")
 
     def _current(self, epoch: int, decoded: dict[str, Any]) -> bool:
         if epoch < self.epoch:
@@ -254,6 +277,65 @@ def judge_lake(judges: dict[tuple[str, int], PartitionJudge], out: Path, verdict
         verdict.note(f"raw frames: {raw} lines for {journal} journal records")
 
 
+def row_digest(row: dict[str, Any]) -> bytes:
+    """Of a signal's values as SQLite can hold them: flags are numbers, NaN is null, -0.0 is 0.0."""
+    values = sorted(row.items())
+    plain = [(name, (None if value != value else value + 0) if is_number(value) else value) for name, value in values]
+    return hashlib.sha256(json.dumps(plain).encode()).digest()
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, int | float)
+
+
+def judge_database(judges: dict[tuple[str, int], PartitionJudge], out: Path, verdict: Verdict) -> None:
+    """Each signal once, whole, under its session; `files` gets the hash of the rows in the key's order."""
+    path = out / DATABASE
+    if not path.exists():
+        verdict.note(f"there is no {DATABASE}")
+        return
+    with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as database:
+        try:
+            said = [row[0] for row in database.execute("PRAGMA integrity_check")]
+        except sqlite3.DatabaseError as error:
+            said = [str(error)]
+        if said != ["ok"]:
+            verdict.note(f"{DATABASE} is damaged: {said[:3]}")
+            return
+        mode = database.execute("PRAGMA journal_mode").fetchone()[0]
+        columns = database.execute("PRAGMA table_info(signals)").fetchall()
+        key = [name for _, name in sorted((place, name) for _, name, _, _, _, place in columns if place)]
+        if mode != "wal" or key != KEY:
+            verdict.note(f"{DATABASE} is in mode {mode} and has the key {key}")
+        judge_rows(judges, [name for _, name, *_ in columns], database, verdict)
+
+
+def judge_rows(
+    judges: dict[tuple[str, int], PartitionJudge], names: Sequence[str], database: sqlite3.Connection, verdict: Verdict
+) -> None:
+    """Compare the rows of the database with the topic."""
+    expected = {
+        (judges[JOURNAL, number].session_at(seq), symbol, seq, sub): judges[SIGNALS, number].rows[seq, sub]
+        for number in range(PARTITIONS)
+        for seq, sub, symbol, _ in judges[SIGNALS, number].view
+    }
+    found: Counter[tuple[str, str, int, int]] = Counter()
+    whole = hashlib.sha256()
+    differing = 0
+    for values in database.execute(f"SELECT * FROM signals ORDER BY {', '.join(KEY)}"):
+        row = dict(zip(names, values, strict=True))
+        place = (row.pop("session"), row["symbol"], row["seq"], row["sub"])
+        row["gate_reasons"] = json.loads(row["gate_reasons"])
+        digest = row_digest(row)
+        found[place] += 1
+        differing += expected.get(place, digest) != digest
+        whole.update(repr(place).encode() + digest)
+    compare_places(DATABASE, Counter(list(expected)), found, verdict)
+    if differing:
+        verdict.note(f"{DATABASE}: {differing} rows have other values than the topic")
+    verdict.files[DATABASE] = whole.hexdigest()
+
+
 def compare_places(name: str, expected: Counter[Any], found: Counter[Any], verdict: Verdict) -> None:
     for text, difference in (("lost", expected - found), ("repeated or made up", found - expected)):
         if difference:
@@ -276,7 +358,7 @@ def _lines(path: Path) -> int:
 def judge_files(out: Path, verdict: Verdict) -> None:
     for tree in FILE_TREES:
         for path in sorted((out / tree).rglob("*")):
-            if path.is_file():
+            if path.is_file() and not str(path.relative_to(out)).startswith(DATABASE):
                 if path.name.startswith("."):
                     verdict.leftovers += 1
                 else:
@@ -293,6 +375,7 @@ def verify(bootstrap: str, registry: str, prefix: str, out: Path) -> Verdict:
     judge_completeness(judges, verdict)
     judge_lake(judges, out, verdict)
     judge_files(out, verdict)
+    judge_database(judges, out, verdict)
     return verdict
 
 

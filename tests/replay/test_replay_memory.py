@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from memory_pipeline import Pipeline, append, dataset, live, options, run_until_settled, runtime, view, write_journal
+from orderflow.cli.summary import signal_counts
 from orderflow.config import override
 from orderflow.errors import LogError, OrderflowError
 from orderflow.pipeline import STAGES
@@ -85,6 +86,20 @@ async def test_from_the_beginning_everything_is_the_same(pipeline: Pipeline) -> 
     assert await view(pipeline.log, prefix) == await view(pipeline.log)
     assert replay.progress.journal_records == sum(pipeline.data.journal_seqs.values())
     assert (await compare(pipeline.log, pipeline.codecs, "", prefix)).same
+
+
+async def test_its_folder_has_the_signals_in_every_form_that_is_chosen(pipeline: Pipeline, tmp_path: Path) -> None:
+    config = override(pipeline.config, ("sinks.signal_sink=jsonl,sqlite",))
+    planner = Planner(pipeline.log, pipeline.codecs, "", pipeline.config, config)
+    plan = await planner.plan(EVERYTHING, None, None, files=True)
+    replay = Replay(pipeline.log, pipeline.codecs, pipeline.codecs, config, "", Target("filed.", tmp_path))
+    progress = await replay.run(plan.starts, plan.spans, plan.ends)
+    signals = progress.derived[SIGNALS]
+    assert signals > 100
+    in_folder = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert progress.files == len(in_folder)
+    assert [path.name for path in in_folder if path.name.startswith("signals.sqlite")] == ["signals.sqlite"]
+    assert signal_counts(tmp_path, config.sinks.chosen) == {"jsonl": signals, "sqlite": signals}
 
 
 @pytest.mark.parametrize("share", [number / 16 for number in range(1, 16)])

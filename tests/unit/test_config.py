@@ -9,6 +9,7 @@ import pytest
 from orderflow.config import ENVIRONMENT, Config, effective_fingerprint, load
 from orderflow.config_file import text
 from orderflow.errors import ConfigError
+from orderflow.lake.service import sinks_fingerprint
 from orderflow.paths import CONFIG, ROOT
 
 
@@ -29,6 +30,10 @@ def test_the_defaults_file_is_the_model() -> None:
         ({"LOG_LEVEL": "LOUD"}, ["LOG_LEVEL=LOUD", "INFO"]),
         ({"SOURCE": "nasdaq"}, ["SOURCE=nasdaq", "live", "sim", "capture"]),
         ({"METRICS_PORT": "70000"}, ["METRICS_PORT=70000", "65535"]),
+        ({"SIGNAL_SINK": "jsonl,csv"}, ["SIGNAL_SINK=jsonl,csv", "jsonl, sqlite", "none"]),
+        ({"SIGNAL_SINK": "sqlite,none"}, ["SIGNAL_SINK=sqlite,none", "none alone"]),
+        ({"SIGNAL_SINK": "sqlite,sqlite"}, ["SIGNAL_SINK=sqlite,sqlite", "each once"]),
+        ({"SIGNAL_SINK": "jsonl,"}, ["SIGNAL_SINK=jsonl,", "jsonl, sqlite"]),
     ],
 )
 def test_a_wrong_value_is_named_with_what_is_allowed(environment: dict[str, str], words: list[str]) -> None:
@@ -38,6 +43,19 @@ def test_a_wrong_value_is_named_with_what_is_allowed(environment: dict[str, str]
     assert "\n" not in message
     for word in words:
         assert word in message
+
+
+def test_the_sinks_of_signals_are_chosen_in_any_spelling() -> None:
+    def chosen(text: str) -> tuple[str, ...]:
+        return load({"SIGNAL_SINK": text}).sinks.chosen
+
+    assert [chosen(text) for text in ("", "jsonl", "sqlite", "none")] == [("jsonl",), ("jsonl",), ("sqlite",), ()]
+    assert chosen("sqlite, jsonl") == chosen("jsonl,sqlite") == ("jsonl", "sqlite")
+    ways = [
+        sinks_fingerprint(load({"SIGNAL_SINK": text})) for text in ("sqlite, jsonl", "jsonl,sqlite", "jsonl", "none")
+    ]
+    assert ways[0] == ways[1]
+    assert len(set(ways)) == 3
 
 
 def test_depth_rows_must_carry_the_levels_that_ofi_weighs(tmp_path: Path) -> None:

@@ -12,15 +12,16 @@ import pytest
 from lake_rows import T0_MS, Item, begin, drive, ending, record, session, tick, ticking, tree
 from orderflow.lake import files
 from orderflow.lake.files import LakeWriteError
-from orderflow.lake.jsonl import JsonlSink
 from orderflow.lake.layout import avro_fields
 from orderflow.lake.settings import LakeConfig
+from orderflow.lake.signals import SignalSink
 from orderflow.lake.sink import CutResult, FileSink
+from orderflow.lake.sqlite import SignalDatabase
 from orderflow.topics import SIGNALS, TICKS
 
 
-def make(root: Path, **fields: Any) -> JsonlSink:
-    return JsonlSink(root, 7, LakeConfig(**fields))
+def make(root: Path, **fields: Any) -> SignalSink:
+    return SignalSink(root, 7, LakeConfig(**fields), ("jsonl",), SignalDatabase(root))
 
 
 def signal(seq: int, at_ms: int, symbol: str = "BTCUSDT", **fields: Any) -> Item:
@@ -97,7 +98,7 @@ def test_another_session_is_cut_off_and_an_empty_one_leaves_no_trace(tmp_path: P
 
 
 def test_a_restart_anywhere_leaves_the_same_files(tmp_path: Path) -> None:
-    items = [(topic, each) for topic, each in session(frames=300, step_ms=700) if topic in JsonlSink.inputs]
+    items = [(topic, each) for topic, each in session(frames=300, step_ms=700) if topic in SignalSink.inputs]
     [*drive(make(tmp_path / "whole"), items)]
     root = tmp_path / "killed"
     sink, position, committed, states = make(root), 0, 0, {}
@@ -136,6 +137,13 @@ def test_a_full_disk_leaves_nothing_and_keeps_the_signals(tmp_path: Path, monkey
     assert sink.write().files[0].rows == 1
     assert len(tree(tmp_path)) == 1
     assert sink.write_errors == 4
+
+
+def test_none_follows_the_ticks_and_writes_nothing(tmp_path: Path) -> None:
+    sink = SignalSink(tmp_path, 7, LakeConfig(), (), SignalDatabase(tmp_path))
+    items = [*begin(1, T0_MS), signal(2, T0_MS), *ticking(3, T0_MS), signal(4, T0_MS), *ending(5, T0_MS)]
+    assert [*drive(sink, items)] == [CutResult(1, 5, [])]
+    assert tree(tmp_path) == {}
 
 
 def test_what_a_dead_writer_left_goes(tmp_path: Path) -> None:

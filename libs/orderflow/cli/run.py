@@ -446,7 +446,8 @@ class _Run:
         elapsed = time.monotonic() - self.begun
         topics = await summary.topic_counts(log, codecs, info.topic_prefix)
         lake = summary.lake_counts(self.out)
-        wrong = summary.disagreements(topics, lake)
+        signals = summary.signal_counts(self.out, self.config.sinks.chosen)
+        wrong = summary.disagreements(topics, lake, signals)
         children = supervisor.children
         recorder = children["ingestion"].status.get("recorder", {})
         frames = topics["journal"].get("frame", 0) + topics["journal"].get("snapshot", 0)
@@ -467,6 +468,7 @@ class _Run:
             "features": sum(topics["topics"][name] for name in ("features.ofi", "features.cvd", "features.fusion")),
             "signals": topics["topics"]["signals"],
             "signals_confirmed": topics["confirmed"],
+            "signals_in_files": signals,
             "rejects": topics["rejects"],
             "events": topics["events"],
             "gaps": topics["events"].get("gap", 0),

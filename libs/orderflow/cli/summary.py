@@ -1,12 +1,15 @@
-"""What a run came to: counts from the topics' canonical views, checked against the lake."""
+"""What a run came to: counts from the topics' canonical views, checked against the lake and the files of signals."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from orderflow.lake.layout import JSONL_ROOT
 from orderflow.lake.query import connect
+from orderflow.lake.sqlite import signals_held
 from orderflow.streaming.codec import Codecs
 from orderflow.streaming.log import TP, Log
 from orderflow.topics import (
@@ -95,9 +98,28 @@ def lake_counts(out: Path) -> dict[str, Any]:
     return {"rows": kinds, "files": len(files), "bytes": sum(path.stat().st_size for path in files)}
 
 
-def disagreements(topics: dict[str, Any], lake: dict[str, Any]) -> list[str]:
-    """Where the lake does not hold what the topics do; empty when all is well."""
-    found: list[str] = []
+def signal_counts(out: Path, chosen: Sequence[str]) -> dict[str, int]:
+    """Signals in each of the chosen forms (`orderflow.config.SIGNAL_SINKS`), read back."""
+    counts: dict[str, int] = {}
+    if "jsonl" in chosen:
+        counts["jsonl"] = sum(_lines(path) for path in (out / JSONL_ROOT).glob("date=*/symbol=*/signals-*.jsonl"))
+    if "sqlite" in chosen:
+        counts["sqlite"] = signals_held(out)
+    return counts
+
+
+def _lines(path: Path) -> int:
+    with path.open("rb") as file:
+        return sum(1 for _ in file)
+
+
+def disagreements(topics: dict[str, Any], lake: dict[str, Any], signals: Mapping[str, int]) -> list[str]:
+    """Where the lake and the files of signals do not hold what the topics do; empty when all is well."""
+    found = [
+        f"{SIGNALS} has {topics['topics'][SIGNALS]} records and the files of the sink {form} {held}"
+        for form, held in signals.items()
+        if held != topics["topics"][SIGNALS]
+    ]
     for topic, kind in LAKE_KINDS.items():
         _compare(found, topic, topics["topics"][topic], kind, lake)
     for source, kind in ROW_KINDS.items():

@@ -15,12 +15,14 @@ import time
 import uuid
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 from orderflow.lake.layout import LakeError
 from orderflow.streaming import crash
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 TEMP_PREFIX: Final = ".orderflow-tmp-"
 TEMP_SUFFIX: Final = ".part"
@@ -56,16 +58,32 @@ def write_file(
     LakeWriteError
         Every attempt failed.
     """
+    persist(path, f"{len(data)} bytes", lambda: _attempt(path, data, check), failed, delays_sec)
+
+
+def persist(
+    path: Path,
+    what: str,
+    attempt: Callable[[], T],
+    failed: Callable[[OSError], None] = lambda error: None,
+    delays_sec: Iterable[float] = RETRY_DELAYS_SEC,
+) -> T:
+    """What `attempt` returns, tried again after each delay; `what`, of the data for `path`, is named in the error.
+
+    Raises
+    ------
+    LakeWriteError
+        Every attempt raised OSError.
+    """
     delays = iter(delays_sec)
     while True:
         try:
-            _attempt(path, data, check)
-            return
+            return attempt()
         except OSError as error:
             failed(error)
             delay = next(delays, None)
             if delay is None:
-                raise _write_error(path, len(data), error) from error
+                raise _write_error(path, what, error) from error
             logger.warning("writing %s failed, next attempt in %.1f s: %s", path, delay, error)
             time.sleep(delay)
 
@@ -92,7 +110,7 @@ def _attempt(path: Path, data: memoryview, check: Callable[[Path], None]) -> Non
         os.close(descriptor)
 
 
-def _write_error(path: Path, size: int, error: OSError) -> LakeWriteError:
+def _write_error(path: Path, what: str, error: OSError) -> LakeWriteError:
     try:
         free = f"{shutil.disk_usage(_existing(path.parent)).free} bytes are free"
     except OSError as cause:
@@ -103,9 +121,10 @@ def _write_error(path: Path, size: int, error: OSError) -> LakeWriteError:
         errno.EACCES: "let the service's user write there",
         errno.EPERM: "let the service's user write there",
         errno.EROFS: "mount it writable or move the lake (DATA_DIR)",
+        errno.EBUSY: "end the transaction, or the program, that holds its lock",
     }.get(error.errno or 0, "see to the disk")
     return LakeWriteError(
-        f"{path} ({size} bytes) can't be written: {error.strerror or error}; {free}; {remedy}: "
+        f"{path} ({what}) can't be written: {error.strerror or error}; {free}; {remedy}: "
         "the log keeps the data and writing goes on from there"
     )
 

@@ -32,6 +32,7 @@ MAX_NAME_BYTES: Final = 120
 PARQUET_ROOT: Final = "data/ofi_cvd"
 RAW_ROOT: Final = "data/raw"
 JSONL_ROOT: Final = "signals/jsonl"
+SIGNALS_DATABASE: Final = "signals/signals.sqlite"
 CHECKPOINT: Final = "state/checkpoint.json"
 
 PAYLOAD_ENCODING: Final = "payload_encoding"

@@ -12,11 +12,12 @@ from weakref import WeakKeyDictionary
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
-from orderflow.config import Config, effective_fingerprint, fingerprint
+from orderflow.config import Config, SinksConfig, effective_fingerprint, fingerprint
 from orderflow.lake.checkpoint import advance
-from orderflow.lake.jsonl import DiscardSink, JsonlSink
 from orderflow.lake.parquet import LakeSink
+from orderflow.lake.signals import SignalSink
 from orderflow.lake.sink import CutSink, FileSink
+from orderflow.lake.sqlite import SignalDatabase
 from orderflow.streaming.codec import Codecs
 from orderflow.streaming.figures import MAX_SYMBOLS, OTHER
 from orderflow.streaming.kafka_log import KafkaLog
@@ -126,7 +127,8 @@ def _runtime_build(
     make: Callable[[Config, int], FileSink],
     inputs: tuple[str, ...],
     fingerprint_of: Callable[[Config], str],
-    on_cut: Callable[[Config], Callable[[int, Any, list[InputPosition], SinkTask], None]] | None,
+    on_cut: Callable[[Config], Callable[[int, Any, list[InputPosition], SinkTask], None]] | None = None,
+    on_end: Callable[[], None] | None = None,
 ) -> Build:
     def build(
         config: Config, log: KafkaLog, codecs: Codecs
@@ -138,6 +140,7 @@ def _runtime_build(
             options_of(config),
             lambda partition: make(config, partition),
             on_cut(config) if on_cut is not None else None,
+            on_end,
         )
         registry = CollectorRegistry()
         registry.register(StatsCollector(name, runtime, fingerprint_of(config)))
@@ -186,13 +189,23 @@ def lake_build() -> Build:
 
 
 def sinks_build() -> Build:
-    """The `sinks` service: signals as JSON Lines."""
-    return _runtime_build(
-        "sinks",
-        lambda config, partition: (DiscardSink if config.sinks.signal_sink == "none" else JsonlSink)(
-            Path(config.runtime.data_dir), partition, config.lake
-        ),
-        JsonlSink.inputs,
-        lambda config: fingerprint("sinks", config.sinks, str(config.lake.max_rows)),
-        None,
-    )
+    """The `sinks` service: signals as JSON Lines and in SQLite."""
+    databases: dict[Path, SignalDatabase] = {}
+
+    def make(config: Config, partition: int) -> FileSink:
+        root = Path(config.runtime.data_dir)
+        if root not in databases:
+            databases[root] = SignalDatabase(root)
+        return SignalSink(root, partition, config.lake, config.sinks.chosen, databases[root])
+
+    def close() -> None:
+        for database in databases.values():
+            database.close()
+
+    return _runtime_build("sinks", make, SignalSink.inputs, sinks_fingerprint, on_end=close)
+
+
+def sinks_fingerprint(config: Config) -> str:
+    """Of what the files of signals depend on; the same however the choice is spelt."""
+    chosen = SinksConfig(signal_sink=",".join(config.sinks.chosen) or "none")
+    return fingerprint("sinks", chosen, str(config.lake.max_rows))

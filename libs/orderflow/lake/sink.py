@@ -24,11 +24,15 @@ NS_PER_SEC: Final = 1_000_000_000
 
 
 class FileWritten(NamedTuple):
-    """One file of a cut; `path` is relative to the lake's root, with `/` between folders."""
+    """One file of a cut; `path` is relative to the lake's root, with `/` between folders.
+
+    `made` is False for a file that was there before and has grown by these rows and bytes.
+    """
 
     path: str
     rows: int
     bytes: int
+    made: bool = True
 
 
 class CutResult(NamedTuple):
@@ -187,7 +191,7 @@ class CutSink(ABC):
         written = self._write_files()
         self._sync([file.path for _, file in written])
         result = CutResult(self.first_seq, self.last_seq, [file for _, file in written])
-        self.files_written += len(written)
+        self.files_written += sum(file.made for _, file in written)
         for kind, file in written:
             self.bytes_written += file.bytes
             self.rows_written[kind] = self.rows_written.get(kind, 0) + file.rows

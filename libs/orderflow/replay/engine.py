@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
@@ -24,6 +24,9 @@ from orderflow.streaming.runtime import PROGRESS_HEADER
 from orderflow.streaming.seek import PATIENCE_SEC, JournalReading, decoded
 from orderflow.streaming.writer import Writer
 from orderflow.topics import DERIVED, JOURNAL
+
+if TYPE_CHECKING:
+    from orderflow.lake.sqlite import SignalDatabase
 
 POLL_RECORDS: Final = 8000
 POLL_MS: Final = 200
@@ -145,19 +148,25 @@ class Replay:
         self._paused: set[TP] = set()
         self._pace_from: tuple[float, int] | None = None
         self._offsets = 1
+        self._database: SignalDatabase | None = None
 
     def feeds(self, start: Start) -> list[FileFeed]:
         """The file sinks of one partition."""
         root = self.target.folder
         if root is None:
             return []
-        from orderflow.lake.jsonl import JsonlSink
         from orderflow.lake.parquet import LakeSink
+        from orderflow.lake.signals import SignalSink
+        from orderflow.lake.sqlite import SignalDatabase
 
         lake = LakeSink(root, start.partition, self.config.lake, effective_fingerprint(self.config))
         found = [FileFeed(lake, start.session)]
-        if self.config.sinks.signal_sink != "none":
-            found.append(FileFeed(JsonlSink(root, start.partition, self.config.lake), start.session))
+        chosen = self.config.sinks.chosen
+        if chosen:
+            if self._database is None:
+                self._database = SignalDatabase(root)
+            sink = SignalSink(root, start.partition, self.config.lake, chosen, self._database)
+            found.append(FileFeed(sink, start.session))
         return found
 
     async def run(self, starts: Mapping[int, Start], spans: Mapping[int, Span], ends: Mapping[int, int]) -> Progress:
@@ -173,17 +182,21 @@ class Replay:
         self._parts = {p: _Partition(self, starts[p], spans[p], ends[p]) for p in sorted(starts)}
         positions = {self._tp(p): part.start.offset for p, part in self._parts.items() if not part.read_whole}
         self._offsets = max(1, sum(ends[tp.partition] - offset for tp, offset in positions.items()))
-        if positions:
-            self._read = frozenset(positions)
-            reader = await self.log.reader(positions)
-            try:
-                await self._loop(reader)
-            finally:
-                await reader.close()
-        for part in self._parts.values():
-            for feed in part.feeds:
-                await feed.close()
-                self.progress.files += feed.sink.files_written
+        try:
+            if positions:
+                self._read = frozenset(positions)
+                reader = await self.log.reader(positions)
+                try:
+                    await self._loop(reader)
+                finally:
+                    await reader.close()
+            for part in self._parts.values():
+                for feed in part.feeds:
+                    await feed.close()
+                    self.progress.files += feed.sink.files_written
+        finally:
+            if self._database is not None:
+                self._database.close()
         await self._writer.flush()
         self._note_time()
         self.progress.done_share = 1.0

@@ -33,6 +33,8 @@ POINTS: Final[Mapping[str, str]] = {
     "journal-opened": "a new epoch stands in the journal, nothing is numbered under it",
     "file-temporary": "a temporary file is whole and flushed, not renamed",
     "file-renamed": "a file has its name, its folder is not flushed",
+    "rows-inserted": "the signals of a cut are in a transaction of the database, it is not committed",
+    "rows-committed": "that transaction is durable, its log is not moved into the database's file",
     "cut-written": "every file of a cut is durable, the cut is not committed",
     "stopping": "the stop is asked for, the last snapshot is not made",
 }

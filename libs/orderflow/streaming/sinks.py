@@ -155,12 +155,23 @@ class SinkRuntime(ServiceRuntime):
         options: RuntimeOptions,
         make: Callable[[int], FileSink],
         on_cut: Callable[[int, Any, list[InputPosition], SinkTask], None] | None = None,
+        on_end: Callable[[], None] | None = None,
     ) -> None:
+        """`on_cut` is called after each commit; `on_end` once, when nothing is written any more."""
         super().__init__(log, codecs, spec, options)
         self._make = make
         self._on_cut = on_cut
+        self._on_end = on_end
         self.cuts = 0
         self.write_errors = 0
+
+    async def run(self) -> None:
+        """See `ServiceRuntime.run`."""
+        try:
+            await super().run()
+        finally:
+            if self._on_end is not None:
+                self._on_end()
 
     def make_task(self, partition: int) -> SinkTask:
         return SinkTask(partition, self._make(partition), self.codecs, self.stats, self._commit_cut, self._blocked)
