@@ -19,6 +19,7 @@ from orderflow.topics import CVD, OFI
 from tests.bench import data
 from tests.bench.ingestion import stream_of
 from tests.bench.predictability import (
+    BLOCK_SEC,
     DIALS,
     FLOWS,
     HORIZONS_SEC,
@@ -35,8 +36,9 @@ from tests.bench.predictability import (
 )
 
 SECONDS = 1_200
+BLOCKS = SECONDS // BLOCK_SEC
 NULL_SEEDS = (1, 2, 3)
-TURNS = (0.3, 1.0)
+TURNS = (0.5, 1.0)
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "synthetic-market.md"
 
 
@@ -59,17 +61,17 @@ def test_without_predictability_flow_foretells_nothing(nulls: list[Series]) -> N
         sample = pairs([each], flow, horizon_sec)
         tied, ranked = correlation(sample), auc(sample)
         ratios += [tied.value / tied.error, (ranked.value - 0.5) / ranked.error]
-    assert np.abs(ratios).max() < bound(len(ratios))
+    assert np.abs(ratios).max() < bound(len(ratios), BLOCKS)
     assert 0.2 < np.mean(np.square(ratios)) < 2.5
 
 
 def test_the_same_sample_finds_a_dial_that_is_turned(turned: dict[float, list[Series]]) -> None:
-    """That nothing is found at 0 means something: the test has the power to see the dial at 0.3."""
+    """That nothing is found at 0 means something: the test has the power to see the dial at 0.5."""
     for flow, horizon_sec in product(FLOWS, (5, 10)):
-        found = auc(pairs(turned[0.3], flow, horizon_sec))
-        assert (found.value - 0.5) / found.error > bound(36) / 2
+        found = auc(pairs(turned[0.5], flow, horizon_sec))
+        assert (found.value - 0.5) / found.error > bound(36, BLOCKS) / 2
     strongest = [correlation(pairs(turned[1.0], flow, h)) for flow, h in product(FLOWS, HORIZONS_SEC)]
-    assert min(each.value / each.error for each in strongest) > bound(36)
+    assert min(each.value / each.error for each in strongest) > bound(36, BLOCKS)
 
 
 def test_it_grows_with_the_dial(turned: dict[float, list[Series]]) -> None:
@@ -102,7 +104,7 @@ def test_the_page_says_what_is_measured(turned: dict[float, list[Series]], title
     for dial, flow, horizon_sec in cells:
         found: Estimate = measure(pairs(turned[dial], flow, horizon_sec))
         said = table[dial][(flow, horizon_sec)]
-        allowed = bound(2 * len(cells)) * math.hypot(found.error, said.error)
+        allowed = bound(2 * len(cells), BLOCKS) * math.hypot(found.error, said.error)
         assert abs(found.value - said.value) < allowed, (dial, flow, horizon_sec, found, said)
     rows = {
         dial: {f"{flow} {h} s": {"correlation": each, "auc": each} for (flow, h), each in row.items()}
