@@ -42,7 +42,7 @@ from tests.bench.data import ROOT
 Floats = npt.NDArray[np.float64]
 
 SYMBOL = "BTCUSDT"
-DIALS = (0.0, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0)
+DIALS = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)
 HORIZONS_SEC = (1, 5, 10)
 FLOWS = ("ofi", "cvd")
 BLOCK_SEC = 120

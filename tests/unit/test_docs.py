@@ -6,14 +6,21 @@ import argparse
 import importlib
 import re
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from orderflow.cli.main import COMMANDS
 from orderflow.config import ENVIRONMENT
+from orderflow.ingest.metrics import NormaliserCollector, RecorderCollector
 from orderflow.lake.layout import kinds
+from orderflow.lake.service import SinkCollector
 from orderflow.paths import ROOT
+from orderflow.streaming.runtime import Stats
+from orderflow.streaming.service import StatsCollector
 from orderflow.topics import TOPICS
 from orderflow.venues.binance.normaliser import REJECT_REASONS
+from venue_journal import Feed
 
 README = (ROOT / "README.md").read_text("utf-8")
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -158,6 +165,36 @@ def test_topics_and_kinds_are_described() -> None:
     lake = (ROOT / "docs" / "lake.md").read_text("utf-8")
     for name in (*kinds(), "raw"):
         assert f"| `{name}` |" in lake
+
+
+def test_metrics_are_described_and_exported() -> None:
+    page = (ROOT / "docs" / "operations.md").read_text("utf-8")
+    table = page.partition("\n## Metrics\n")[2].partition("\n## ")[0]
+    cells = "\n".join(re.findall(r"^\| (`.*?) \|", table, re.MULTILINE))
+    described = set(re.findall(r"`([a-z_]+)[`{]", cells.replace("`...", "`orderflow_topic_records")))
+    feed = Feed()
+    feed.step("server_time", {"serverTime": feed.now_ms})  # drift is told once it is known
+    runtime = cast(Any, SimpleNamespace(stats=Stats(), tasks={}, ready=True, cuts=0, stuck=()))
+    collectors = (
+        StatsCollector("ingestion", runtime, "fingerprint"),
+        NormaliserCollector(lambda: [feed.processor]),
+        RecorderCollector(cast(Any, SimpleNamespace(status=dict))),
+        SinkCollector("lake", runtime),
+    )
+    families = [family for collector in collectors for family in collector.collect()]
+    exported = {each.name + "_total" * (each.type == "counter") for each in families}
+    assert described == exported
+
+
+def test_figures_of_the_recorder_are_those_of_its_status() -> None:
+    page = (ROOT / "docs" / "operations.md").read_text("utf-8")
+    table = page.partition("\n## The recorder\n")[2].partition("\n## ")[0]
+    rows = "\n".join(re.findall(r"^\| (`.*?) \|", table, re.MULTILINE))
+    code = (ROOT / "libs" / "orderflow" / "ingest" / "websocket_recorder.py").read_text("utf-8")
+    status = set(re.findall(r'^ +"([a-z_]+)": ', code.partition("def status(")[2], re.MULTILINE))
+    described = set(re.findall(r"`([a-z_]+)`", rows)) - {"recorder"}
+    assert len(described) > 8
+    assert described <= status
 
 
 def test_columns_of_the_lake_are_as_described() -> None:

@@ -36,7 +36,7 @@ from tests.bench.predictability import (
 
 SECONDS = 1_200
 NULL_SEEDS = (1, 2, 3)
-TURNS = (0.3, 1.0)
+TURNS = (0.25, 1.0)
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "synthetic-market.md"
 
 
@@ -64,9 +64,9 @@ def test_without_predictability_flow_foretells_nothing(nulls: list[Series]) -> N
 
 
 def test_the_same_sample_finds_a_dial_that_is_turned(turned: dict[float, list[Series]]) -> None:
-    """That nothing is found at 0 means something: the test has the power to see the dial at 0.3."""
+    """That nothing is found at 0 means something: the test has the power to see the dial at 0.25."""
     for flow, horizon_sec in product(FLOWS, (5, 10)):
-        found = auc(pairs(turned[0.3], flow, horizon_sec))
+        found = auc(pairs(turned[0.25], flow, horizon_sec))
         assert (found.value - 0.5) / found.error > bound(36) / 2
     strongest = [correlation(pairs(turned[1.0], flow, h)) for flow, h in product(FLOWS, HORIZONS_SEC)]
     assert min(each.value / each.error for each in strongest) > bound(36)
