@@ -147,11 +147,7 @@ def plan_of(args: argparse.Namespace, symbols: Sequence[str]) -> FaultPlan:
         They are not understood.
     """
     if args.faults:
-        path = Path(args.faults)
-        try:
-            text = path.read_text(encoding="utf-8") if len(args.faults) < 1_000 and path.is_file() else args.faults
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"--faults {path} cannot be read: {error}") from error
+        text = args.faults if _is_inline(args.faults) else _read_faults(Path(args.faults))
         return read_plan(text, 1 if args.fault_seed is None else args.fault_seed)
     if args.fault_seed is None:
         return FaultPlan()
@@ -159,6 +155,21 @@ def plan_of(args: argparse.Namespace, symbols: Sequence[str]) -> FaultPlan:
         raise ConfigError(f"--fault-minutes is {args.fault_minutes:g}: it must be above 0 and at most {MINUTES_MOST:g}")
     duration_ms = int(args.fault_minutes * 60_000)
     return FaultPlan.draw(args.fault_seed, duration_ms, symbols, quiet_end_ms=min(60_000, duration_ms // 4))
+
+
+def _is_inline(faults: str) -> bool:
+    """Whether `--faults` is the plan itself: JSON, or the lines of a table, and not the name of a file."""
+    try:
+        return not Path(faults).is_file()
+    except (OSError, ValueError):  # longer than any name may be, or with characters that no name has
+        return True
+
+
+def _read_faults(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--faults {path} cannot be read: {error}") from error
 
 
 def _log_faults(args: argparse.Namespace, plan: FaultPlan) -> None:

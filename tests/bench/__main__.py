@@ -13,8 +13,9 @@ from statistics import median
 
 from rich.console import Console
 
-from tests.bench import data, pipeline, report, stages
+from tests.bench import data, pipeline, report, sources, stages
 
+GROUPS = {**stages.GROUPS, "capture": sources.capture_figures, "simexchange": sources.exchange_figures}
 FRAMES = 30_000
 QUICK_FRAMES = 5_000
 ROUNDS = 5
@@ -63,9 +64,7 @@ def _arguments() -> argparse.Namespace:
         metavar="FILE",
         help="earlier figures; exit with 1 where one has become worse beyond noise",
     )
-    parser.add_argument(
-        "--only", choices=(*stages.GROUPS, "pipeline", "latency"), action="append", help="these groups alone"
-    )
+    parser.add_argument("--only", choices=(*GROUPS, "pipeline", "latency"), action="append", help="these groups alone")
     args = parser.parse_args()
     args.frames = args.frames or (QUICK_FRAMES if args.quick else FRAMES)
     args.rounds = args.rounds or (QUICK_ROUNDS if args.quick else ROUNDS)
@@ -75,11 +74,11 @@ def _arguments() -> argparse.Namespace:
 
 
 def _measure(args: argparse.Namespace, folder: Path, console: Console, skipped: dict[str, str]) -> dict[str, object]:
-    wanted = set(args.only or (*stages.GROUPS, "pipeline", "latency"))
+    wanted = set(args.only or (*GROUPS, "pipeline", "latency"))
     capture = data.capture_path()
     rounds: list[tuple[float, list[stages.Figure]]] = []
     name = "synthetic market"
-    if wanted & stages.GROUPS.keys():
+    if wanted & GROUPS.keys():
         name, path = (
             (capture.name, capture) if capture else (name, data.write_synthetic(folder / "synthetic.gz", args.frames))
         )
@@ -89,7 +88,7 @@ def _measure(args: argparse.Namespace, folder: Path, console: Console, skipped: 
         gc.freeze()  # the dataset is not what a service holds: collections must not walk it
         for number in range(args.rounds):
             console.print(f"round {number + 1} of {args.rounds}")
-            for group, work in stages.GROUPS.items():
+            for group, work in GROUPS.items():
                 if group in wanted:
                     before = stages.calibrate()
                     figures = work(dataset)

@@ -32,6 +32,8 @@ class Dataset:
     name: str
     config: Config
     codecs: Codecs
+    path: Path
+    """Of the file that the journal comes from."""
     topics: dict[str, dict[int, list[Entry]]] = field(default_factory=dict)
     journal_seqs: dict[int, int] = field(default_factory=dict)
 
@@ -76,7 +78,7 @@ def write_synthetic(path: Path, frames: int) -> Path:
 
 def build(name: str, path: Path, frames: int) -> Dataset:
     """The first `frames` journal records of a capture, and all that the pipeline makes of them."""
-    data = Dataset(name, load({}), bench_codecs(), {topic: {} for topic in (JOURNAL, *DERIVED)})
+    data = Dataset(name, load({}), bench_codecs(), path, {topic: {} for topic in (JOURNAL, *DERIVED)})
     encode = data.codecs.encoder(JOURNAL)
     cascades: dict[int, Cascade] = {}
     for partition, record in _records(path, frames):

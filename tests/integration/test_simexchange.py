@@ -34,7 +34,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidMessage, InvalidStatus
 from websockets.protocol import State
 
-from services.simexchange.__main__ import main
+from services.simexchange.__main__ import main, parser, plan_of
 
 ALTS = "usdm_4alts_20210722_realagg.gz"
 WAIT_SEC = 20.0
@@ -231,11 +231,12 @@ async def raw_client(
 
 async def test_server_pings_carry_the_time_and_want_an_answer() -> None:
     rules = SocketRules(ping_sec=0.05, pong_within_sec=0.2)
+    begun_ms = time.time_ns() // 1_000_000
     async with exchange(rules=rules) as running, raw_client(running, "/public/stream") as (reader, _):
         head = await asyncio.wait_for(reader.readexactly(2), WAIT_SEC)
         assert head[0] == 0x89, "a ping"
         payload = await reader.readexactly(head[1])
-        assert abs(int(payload) - time.time() * 1_000) < 10_000
+        assert begun_ms <= int(payload) <= time.time() * 1_000
         await eventually(lambda: running.hub.counts.closed == {"no_pong": 1}, "the silent client is cut")
 
 
@@ -492,8 +493,8 @@ async def test_a_snapshot_is_held_until_playback_reaches_it(captures: Path) -> N
         assert source.counts.unavailable == 1
 
 
-def ten_seconds(tmp_path: Path) -> Path:
-    """A capture of one symbol, a frame every 100 ms, with a gap in the diffs before its second snapshot."""
+def ten_seconds(tmp_path: Path, step_ns: int = 100_000_000) -> Path:
+    """A capture of one symbol, 100 frames, one every 100 ms, with a gap in the diffs before its second snapshot."""
     start_ns = 1_790_000_000_000_000_000
     lines = [b'%d rest {"symbol":"BTCUSDT","lastUpdateId":5,"bids":[["9.0","1"]],"asks":[["9.1","1"]]}' % start_ns]
     for number in range(100):
@@ -502,11 +503,11 @@ def ten_seconds(tmp_path: Path) -> Path:
         if number == 75:
             lines.append(
                 b'%d rest {"symbol":"BTCUSDT","lastUpdateId":%d,"bids":[["8.0","7"]],"asks":[["9.1","1"]]}'
-                % (start_ns + number * 100_000_000, u - 10)
+                % (start_ns + number * step_ns, u - 10)
             )
         lines.append(
             b'%d public {"stream":"btcusdt@depth@100ms","data":{"e":"depthUpdate","E":1,"U":%d,"u":%d,"pu":%d,"b":[],"a":[]}}'
-            % (start_ns + number * 100_000_000, u - 5, u, previous)
+            % (start_ns + number * step_ns, u - 5, u, previous)
         )
     path = tmp_path / "ten.txt"
     path.write_bytes(b"\n".join(lines) + b"\n")
@@ -514,14 +515,16 @@ def ten_seconds(tmp_path: Path) -> Path:
 
 
 async def test_playback_keeps_pace_and_counts_unsubscribed_frames(tmp_path: Path) -> None:
-    config = PlaybackConfig(speed=20.0, start_grace_sec=0.05, rest_wait_sec=0)
-    source = CaptureSource(ten_seconds(tmp_path), config=config)
+    config = PlaybackConfig(speed=120.0, start_grace_sec=0.05, rest_wait_sec=0)
+    source = CaptureSource(ten_seconds(tmp_path, step_ns=600_000_000), config=config)
     async with exchange(source) as running, client(running, "/market/stream") as ws:
         assert not source.started
         await ask(ws, method="SUBSCRIBE", params=["btcusdt@aggTrade"], id=1)
         begun = time.monotonic()
-        await eventually(lambda: source.done, "played to the end")
-        assert 0.45 < time.monotonic() - begun < 5.0, "9.9 s at 20 times the pace"
+        await eventually(
+            lambda: source.done, "a minute played to its end, which at its own pace takes longer than is waited"
+        )
+        assert time.monotonic() - begun > 0.45, "and no faster"
         assert running.hub.counts.skipped == {"public": 100, "market": 0}
 
 
@@ -576,6 +579,7 @@ async def test_the_synthetic_market_is_published_as_it_is_made() -> None:
 async def test_a_book_kept_over_sockets_passes_the_oracle_and_time_is_the_wall_s() -> None:
     symbols = ("BTCUSDT", "ETHUSDT")
     streams = "/".join(f"{symbol.lower()}@{kind}" for symbol in symbols for kind in ("bookTicker", "depth@100ms"))
+    begun_ms = time.time_ns() // 1_000_000
     source = SyntheticSource(9, symbols, config=SyntheticConfig(activity=100.0))
     async with (
         exchange(source) as running,
@@ -585,7 +589,7 @@ async def test_a_book_kept_over_sockets_passes_the_oracle_and_time_is_the_wall_s
         received = [json.loads(await ws.recv())["data"]]
         snapshots = {symbol: (await get(f"/fapi/v1/depth?symbol={symbol}&limit=1000"))[1] for symbol in symbols}
         server_ms = (await get("/fapi/v1/time"))[1]["serverTime"]
-        assert abs(server_ms - time.time() * 1_000) < 1_000
+        assert begun_ms <= server_ms <= time.time() * 1_000
         depths = 0
         while depths < 30:
             received.append(json.loads(await asyncio.wait_for(ws.recv(), WAIT_SEC))["data"])
@@ -618,18 +622,6 @@ def oracle_holds(snapshot: dict[str, Any], events: list[dict[str, Any]]) -> int:
             assert (bid, sides["b"][bid], ask, sides["a"][ask]) == (shown["b"], shown["B"], shown["a"], shown["A"])
             checked += 1
     return checked
-
-
-async def test_the_default_market_needs_little_of_a_processor() -> None:
-    source = SyntheticSource(1)
-    streams = [f"{symbol.lower()}@bookTicker" for symbol in source.instruments]
-    async with exchange(source) as running, client(running, f"/public/stream?streams={'/'.join(streams)}") as ws:
-        await ws.recv()
-        begun, used = time.monotonic(), time.process_time()
-        while time.monotonic() - begun < 1.0:
-            await ws.recv()
-        share = (time.process_time() - used) / (time.monotonic() - begun)
-    assert share < 0.25, f"{share:.0%} of a processor, this client included; the aim is 10 % without it"
 
 
 # Faults: on the wire they look as in production
@@ -1001,6 +993,25 @@ def test_wrong_settings_end_it_with_one_line(
     assert main(["--port", "0", *arguments]) == 2
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1 and said in lines[0]
+
+
+def test_a_plan_is_a_file_or_itself_however_long(tmp_path: Path) -> None:
+    drawn = FaultPlan.draw(3, 3_600_000, ("BTCUSDT",))
+    text = drawn.to_json().decode()
+    assert len(text) > 3_000, "longer than the name of a file may be"
+    path = tmp_path / "plan.json"
+    path.write_text(text, encoding="utf-8")
+    for given in (text, str(path)):
+        assert plan_of(parser({}).parse_args(["--faults", given]), ()) == drawn
+        assert plan_of(parser({"SIM_FAULTS": given}).parse_args([]), ()) == drawn
+    lines = "\n".join(drawn.lines())
+    assert plan_of(parser({}).parse_args(["--faults", lines, "--fault-seed", "3"]), ()) == drawn
+    for wrong in (str(tmp_path), str(tmp_path / "no.json"), "a\0b"):
+        with pytest.raises(ConfigError, match="not understood"):
+            plan_of(parser({}).parse_args(["--faults", wrong]), ())
+    path.write_bytes(b"\xff")
+    with pytest.raises(ConfigError, match=r"plan\.json cannot be read"):
+        plan_of(parser({}).parse_args(["--faults", str(path)]), ())
 
 
 async def test_the_process_prints_its_faults_and_empty_variables_are_not_given(tmp_path: Path) -> None:

@@ -162,13 +162,13 @@ def check_frames(result: Result, journal: list[Entry], verdict: Verdict) -> None
     written: dict[int, list[Entry]] = defaultdict(list)
     for entry in journal:
         written[entry.epoch].append(entry)
-    known = {life.status.get("epoch", 0) for life in result.lives}
+    known = {life.last_status.get("epoch", 0) for life in result.lives}
     for epoch, entries in written.items():
         if epoch not in known and any(entry.kind == "frame" for entry in entries):
             verdict.wrong(f"the journal has frames of epoch {epoch}, which no recorder had")
     _check_restarts(journal, verdict)
     for life in result.lives:
-        _check_life(life, written.get(life.status.get("epoch", 0), []), verdict)
+        _check_life(life, written.get(life.last_status.get("epoch", 0), []), verdict)
 
 
 def _check_restarts(journal: list[Entry], verdict: Verdict) -> None:

@@ -67,7 +67,7 @@ class Traces(NamedTuple):
     """event_type, and event_type/reason or /why where there is one."""
     rejects: frozenset[str]
     counted: frozenset[str]
-    """Totals of the normaliser, and jumps of the clock, that are not 0 at the end."""
+    """Totals of the normaliser, jumps of the clock and refused connections that are not 0 at the end."""
     hits: tuple[Any, ...]
     """What the fault did, to streams that are subscribed."""
     rest_errors: frozenset[str]
@@ -97,6 +97,10 @@ def _reconnected(traces: Traces) -> bool:
     return "reconnect" in traces.events
 
 
+def _refused(traces: Traces) -> bool:
+    return "refused" in traces.counted
+
+
 def _restarted(traces: Traces) -> bool:
     return "gap/restart" in traces.events
 
@@ -112,6 +116,9 @@ NOTICED: Final[dict[str, Callable[[Traces], bool]]] = {
     "zero_price_trade": lambda traces: bool(traces.counted & _DUPLICATES or traces.rejects),
     "insurance_trade": lambda traces: bool(traces.counted & _DUPLICATES or traces.rejects),
     "half_open": _reconnected,
+    "mute_pongs": _reconnected,
+    "refuse_connect": _refused,
+    "unknown_enum": lambda traces: "unknown_values" in traces.events,
     "close_1006": _reconnected,
     "close_1008": _reconnected,
     "life_cut": _reconnected,
@@ -124,8 +131,8 @@ NOTICED: Final[dict[str, Callable[[Traces], bool]]] = {
     "zombie": _restarted,
     "broker_fail": _restarted,
 }
-"""Kinds that must be noticed where they had an effect. The others may pass without a trace: a late frame, a new enum, a
-slow answer or a muted pong is no fault of the data until it lasts."""
+"""Kinds that must be noticed wherever they had an effect, however small it was. A frame that is a little late, or a slow
+answer, is no fault of the data until it lasts: what those leave when they do is in `detection`."""
 
 
 def unnoticed(result: Result) -> list[str]:
@@ -151,13 +158,20 @@ def _traces(result: Result, span: Span, hits: tuple[Any, ...]) -> Traces:
         meta = msgspec.json.decode(event["meta_json"])
         events.add(event["event_type"])
         events |= {f"{event['event_type']}/{meta[name]}" for name in ("reason", "why") if name in meta}
-    statuses = [life.status for life in result.lives]
+    statuses = [life.last_status for life in result.lives]
     errors = {name for status in statuses for name, count in status["rest"]["by_status"].items() if count}
-    jumped = {"clock_jumps"} if any(status["clock_jumps"] for status in statuses) else set()
+    marks = {"clock_jumps"} if any(status["clock_jumps"] for status in statuses) else set()
+    if any("refused" in reason for status in statuses for reason in _ends(status)):
+        marks.add("refused")
     return Traces(
         frozenset(events),
         frozenset(reject["reason"] for reject in within(result.rejects)),
-        frozenset(name for name, count in result.totals.items() if count) | jumped,
+        frozenset(name for name, count in result.totals.items() if count) | marks,
         hits,
         frozenset(errors - {"200"}),
     )
+
+
+def _ends(status: dict[str, Any]) -> list[str]:
+    """Why a recorder's connections ended, or did not come about."""
+    return [reason for line in status["connections"].values() for reason in (*line["reconnects"], *line["renewals"])]

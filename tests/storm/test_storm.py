@@ -14,6 +14,7 @@ import msgspec
 import pytest
 from orderflow.venues.binance.sim.faults import KINDS, FaultPlan, parse_faults
 
+from tests.storm.detection import CASES, Found, found, row, scripted
 from tests.storm.judge import judge
 from tests.storm.plan import MACHINE_KINDS, MachineFault, StormPlan
 from tests.storm.run import digest, storm
@@ -21,87 +22,15 @@ from tests.storm.seeds import LOST_ONCE
 from tests.storm.world import Options, Output, Result
 
 ROOT: Final = Path(__file__).resolve().parents[2]
-SEEDS: Final = int(os.environ.get("ORDERFLOW_STORM_SEEDS", "30"))
-SCRIPTS: Final[dict[str, str]] = {
-    "drop": "drop@40s+20s:value=0.2",
-    "duplicate": "duplicate@40s+20s:value=0.3",
-    "reorder": "reorder@40s+20s:value=400",
-    "truncate": "truncate@40s+20s:value=0.1",
-    "garbage": "garbage@40s+20s:value=0.1",
-    "oversize": "oversize@40s:stream=depth",
-    "unknown_enum": "unknown_enum@40s+20s",
-    "zero_price_trade": "zero_price_trade@40s+20s",
-    "insurance_trade": "insurance_trade@40s+20s",
-    "crossed_book": "crossed_book@40s:symbol=XRPUSDT",
-    "diff_gap": "diff_gap@40s:value=4",
-    "stall_route": "stall_route@40s+12s:route=public",
-    "skew": "skew@40s+20s:value=2500",
-    "silent_stream": "silent_stream@40s+75s:symbol=DOGEUSDT,stream=depth,value=1",
-    "half_open": "half_open@40s",
-    "close_1006": "close_1006@40s",
-    "close_1008": "close_1008@40s:route=market",
-    "life_cut": "life_cut@40s",
-    "server_ping": "server_ping@40s:value=5000",
-    "mute_pongs": "mute_pongs@40s+60s",
-    "refuse_connect": "refuse_connect@38s+20s;close_1006@40s",
-    "stale_snapshot": "stale_snapshot@38s+10s:value=8000;diff_gap@40s",
-    "slow_snapshot": "slow_snapshot@38s+10s:value=4000;diff_gap@40s",
-    "rest_418": "rest_418@38s+20s;diff_gap@40s",
-    "rest_429": "rest_429@38s+20s;diff_gap@40s",
-    "rest_451": "rest_451@38s+20s;diff_gap@40s",
-    "rest_503": "rest_503@38s+20s;diff_gap@40s",
-    "rest_timeout": "rest_timeout@38s+20s;diff_gap@40s",
-    "clock_jump": "clock_jump@40s+20s:value=4000",
-    "local_clock_jump": "local_clock_jump@40s+20s:value=-30000",
-}
-"""Some faults show only where another one makes the recorder ask or connect."""
-MACHINE_SCRIPTS: Final[dict[str, MachineFault]] = {
-    "kill": MachineFault(kind="kill", at_ms=40_000, duration_ms=1_500),
-    "zombie": MachineFault(kind="zombie", at_ms=40_000, duration_ms=4_000),
-    "broker_hang": MachineFault(kind="broker_hang", at_ms=40_000, duration_ms=25_000),
-    "broker_fail": MachineFault(kind="broker_fail", at_ms=40_000, duration_ms=2_000),
-    "stall": MachineFault(kind="stall", at_ms=40_000, duration_ms=8_000),
-}
-CUT_SEC: Final = 30.0
-RECOVERED_SEC: Final = dict.fromkeys((*SCRIPTS, *MACHINE_SCRIPTS), 15.0) | {
-    # Found out by silence or by pings, then connected anew.
-    "half_open": 45.0,
-    "mute_pongs": 45.0,
-    # The backoff, which has grown meanwhile.
-    "refuse_connect": CUT_SEC,
-    # Requests that were under way hang until their own time is up, and wait longer each time.
-    "rest_timeout": 40.0,
-    # The exchange bans who goes on asking; without a time in its answer two minutes are waited.
-    "rest_451": 130.0,
-}
-"""From the end of the last fault until all was well for good, at most."""
-
-
-def scripted(kind: str) -> Options:
-    """A few minutes with faults of one kind, and what makes them show."""
-    machine = (MACHINE_SCRIPTS[kind],) if kind in MACHINE_SCRIPTS else ()
-    exchange = FaultPlan(seed=3, faults=parse_faults(SCRIPTS.get(kind, "")))
-    minutes = 4.0 if kind == "rest_451" else 2.5
-    return Options(seed=5, minutes=minutes, activity=3.0, plan=StormPlan(exchange=exchange, machine=machine))
-
-
-def unwell_until(result: Result) -> float:
-    """Seconds from the end of the last fault until all was well for good."""
-    plan = result.plan
-    spans = [(each.at_ms, each.end_ms) for each in plan.exchange.faults]
-    spans += [(each.at_ms, each.at_ms + each.duration_ms) for each in plan.machine]
-    begin, end = min(begin for begin, _ in spans), max(end for _, end in spans)
-    unwell = [sample.at_sec for sample in result.samples if sample.unwell and sample.at_sec * 1000 > begin]
-    return max(0.0, unwell[-1] - end / 1000) if unwell else 0.0
+SEEDS: Final = int(os.environ.get("ORDERFLOW_STORM_SEEDS", "10"))
 
 
 def test_every_kind_has_its_test() -> None:
-    assert set(SCRIPTS) == set(KINDS)
-    assert set(MACHINE_SCRIPTS) == set(MACHINE_KINDS)
+    assert set(CASES) == {*KINDS, *MACHINE_KINDS}
 
 
-@pytest.mark.parametrize("kind", [*SCRIPTS, *MACHINE_SCRIPTS])
-def test_one_kind_alone(kind: str) -> None:
+@pytest.mark.parametrize("kind", CASES)
+def test_one_kind_alone_is_noticed_and_recovered_from(kind: str) -> None:
     result = storm(scripted(kind))
     verdict = judge(result)
     assert verdict.violations == []
@@ -109,7 +38,34 @@ def test_one_kind_alone(kind: str) -> None:
     # What no one asks, pings or connects into is no fault yet; a clock is off whether anyone looks or not.
     clocks = ("clock_jump", "local_clock_jump")
     assert kind in (*MACHINE_KINDS, *clocks) or any(entry.kind == kind for entry in result.ledger)
-    assert unwell_until(result) <= RECOVERED_SEC[kind]
+    left, case = found(kind, result), CASES[kind]
+    assert left.missing == []
+    assert (left.detected_sec or 0.0) <= case.detected_sec
+    assert left.recovered_sec <= case.recovered_sec
+    assert "no_pong" not in result.closed
+
+
+def test_an_undisturbed_run_says_nothing_that_a_fault_must_leave() -> None:
+    result = storm(Options(seed=5, minutes=2.5, activity=3.0, plan=StormPlan(exchange=FaultPlan(seed=3), machine=())))
+    assert judge(result).violations == []
+    assert {event.record["event_type"] for event in result.events} <= {
+        "route_down",
+        "route_up",
+        "snapshot_needed",
+        "book_synced",
+    }
+    assert result.rejects == []
+    for case in CASES.values():
+        for metric in case.metrics:
+            assert result.metric(metric.name, **metric.labels) <= metric.above or metric.name == "market_events_total"
+
+
+def test_the_table_of_the_documentation_is_this_one() -> None:
+    """But for the times, which are those of one run."""
+    text = (ROOT / "docs" / "simulator.md").read_text("utf-8")
+    documented = [line.split(" | ")[:4] for line in text.splitlines() if line.startswith("| `")]
+    for kind in CASES:
+        assert row(kind, Found([], 0.0, 0.0)).split(" | ")[:4] in documented, kind
 
 
 @pytest.mark.parametrize("seed", range(1, SEEDS + 1))
@@ -130,7 +86,7 @@ def test_another_process_with_another_hash_seed_does_the_same_to_the_byte() -> N
     assert len(kinds) > 5
     found = {digest(result)}
     for hash_seed in ("1", "4242"):
-        environment = {**os.environ, "PYTHONHASHSEED": hash_seed, "PYTHONPATH": str(ROOT)}
+        environment = {**os.environ, "PYTHONHASHSEED": hash_seed, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'libs'}"}
         command = [sys.executable, "-m", "tests.storm.run", msgspec.json.encode(options).decode()]
         done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
         found.add(done.stdout.strip())

@@ -18,6 +18,7 @@ from typing import Any, Final
 import msgspec
 from orderflow.config import IngestionConfig
 from orderflow.errors import FencedError, LogError
+from orderflow.ingest.metrics import NormaliserCollector, RecorderCollector
 from orderflow.ingest.seams import Outside
 from orderflow.ingest.websocket_recorder import WebsocketRecorder
 from orderflow.processor import Record
@@ -240,7 +241,12 @@ class Life:
     """killed, fenced, log_error, or over."""
     taken: list[Taken] = field(default_factory=list)
     answers: list[RestAnswered] = field(default_factory=list)
-    status: dict[str, Any] = field(default_factory=dict)
+    last_status: dict[str, Any] = field(default_factory=dict)
+    """The recorder's when it ended."""
+
+    def status(self) -> dict[str, Any]:
+        """As a recorder has it, for its metrics."""
+        return self.last_status
 
 
 @dataclass(slots=True)
@@ -278,12 +284,29 @@ class Result:
     events: list[Output] = field(default_factory=list)
     rejects: list[Output] = field(default_factory=list)
     totals: dict[str, int] = field(default_factory=dict)
+    samples_of_metrics: list[tuple[str, dict[str, str], float]] = field(default_factory=list)
+    """(name, labels, value) as on `/metrics`, of every recorder and normaliser when it ended."""
     ledger: list[Any] = field(default_factory=list)
     samples: list[Sample] = field(default_factory=list)
     attempts: list[float] = field(default_factory=list)
+    closed: dict[str, int] = field(default_factory=dict)
+    """Connections that the exchange ended, by reason."""
     errors: list[str] = field(default_factory=list)
     """What must not happen at all: exceptions that are none of a recorder's declared ends."""
     steps: int = 0
+
+    def note_metrics(self, collector: NormaliserCollector | RecorderCollector) -> None:
+        """Take down what a collector tells now."""
+        for family in collector.collect():
+            self.samples_of_metrics += [(sample.name, sample.labels, sample.value) for sample in family.samples]
+
+    def metric(self, name: str, **labels: str) -> float:
+        """The sum of the samples that have these labels."""
+        return sum(
+            value
+            for sample, given, value in self.samples_of_metrics
+            if sample == name and labels.items() <= given.items()
+        )
 
 
 class Feed:
@@ -364,9 +387,11 @@ class Feed:
         self._sessions[partition] += 1
 
     def note_totals(self, partition: int) -> None:
-        """Add a processor's counts to the result's."""
-        for name, count in self._processors[partition].totals.items():
+        """Add a processor's counts and figures to the result's."""
+        processor = self._processors[partition]
+        for name, count in processor.totals.items():
             self._result.totals[name] = self._result.totals.get(name, 0) + count
+        self._result.note_metrics(NormaliserCollector(lambda: [processor]))
 
 
 _IDS: Final = {"bookTicker": b'"u":', "depth@100ms": b'"u":', "aggTrade": b'"a":'}
@@ -463,8 +488,11 @@ class Storm:
         for partition in range(PARTITIONS):
             result.journal[partition] = list(self._broker.log.slice(TP(JOURNAL, partition), 0, 10_000_000))
             self._feed.note_totals(partition)
+        for life in result.lives:
+            result.note_metrics(RecorderCollector(life))
         result.ledger = list(self._engine.ledger)
         result.attempts = self.exchange.attempts
+        result.closed = self.exchange.closed
         result.steps = self._loop.steps
         return result
 
@@ -603,14 +631,14 @@ class _Process:
             life.ending = repr(error)
         finally:
             if not self._killed:
-                life.status = self.recorder.status()
+                life.last_status = self.recorder.status()
                 self._storm.forget(self)
                 self.ended.set()
 
     async def kill(self) -> None:
         """End it as SIGKILL does: what it does while it is cancelled reaches nobody."""
         self._killed = True
-        self.life.status = self.recorder.status()
+        self.life.last_status = self.recorder.status()
         self.life.ending = "killed"
         self.log.dead = True
         self._storm.forget(self)

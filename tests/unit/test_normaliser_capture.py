@@ -1,10 +1,9 @@
-"""The normaliser over the recorded market data: counts, the oracle, totals, restarts, damage, speed."""
+"""The normaliser over the recorded market data: counts, the oracle, totals, restarts, damage."""
 
 from __future__ import annotations
 
 import json
 import random
-import time
 from bisect import bisect_right
 from collections import Counter, defaultdict
 from decimal import Decimal
@@ -331,19 +330,3 @@ def test_damaged_frames_never_break_it_and_are_all_accounted_for() -> None:
         assert other.snapshot() == processor.snapshot()
     assert set(reasons) <= set(REJECT_REASONS)
     assert len(reasons) >= 12, reasons
-
-
-def test_speed() -> None:
-    """Half of the frames of each kind take no longer than a generous multiple of what they take on an idle core."""
-    limits_us = {"aggTrade": 40.0, "bookTicker": 40.0, "depth": 200.0}
-    processor = NormaliserProcessor(NormaliserConfig())
-    spent_ns: dict[str, list[int]] = defaultdict(list)
-    for record in vj.capture_journal(vj.BTC_ETH)[:20_000]:
-        before = time.perf_counter_ns()
-        processor.step("market.journal", record)
-        after = time.perf_counter_ns()
-        kind = next((kind for kind in limits_us if f"@{kind}".encode() in record["payload"][:60]), "")
-        spent_ns[kind].append(after - before)
-    for kind, limit_us in limits_us.items():
-        median_us = sorted(spent_ns[kind])[len(spent_ns[kind]) // 2] / 1000
-        assert median_us < limit_us, kind

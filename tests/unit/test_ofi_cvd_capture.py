@@ -6,7 +6,6 @@ import collections
 import csv
 import json
 import statistics
-import time
 
 import pytest
 from ofi_cvd_rows import BTC_ETH, CAPTURES, capture_frames, capture_steps, packed, run
@@ -182,23 +181,3 @@ def test_micro_price_forecasts_better_than_the_mid(ofi):
             for name in ("mid", "weighted_mid", "micro_price"):
                 squares[name] += (quotes[later]["mid"] - value[name]) ** 2
         assert squares["micro_price"] < 0.9 * squares["weighted_mid"] < squares["mid"]
-
-
-@pytest.mark.parametrize(
-    ("make", "source", "limit_us"),
-    [(lambda: OfiProcessor(OfiConfig(), 0), "ofi", 100.0), (lambda: CvdProcessor(CvdConfig(), 0), "cvd", 50.0)],
-)
-def test_a_step_is_fast(make, source, limit_us, steps):
-    """Processor time of this thread, so that other work on the machine plays little part; the best of three passes."""
-    one = make()
-    wanted = [step for step in steps[:40_000] if step[1].get("src") in one.ROW_SOURCES]
-    best = float("inf")
-    for _ in range(3):
-        one, times = make(), []
-        for topic, record in wanted:
-            before = time.thread_time_ns()
-            one.step(topic, record)
-            times.append(time.thread_time_ns() - before)
-        times.sort()
-        best = min(best, times[len(times) * 99 // 100] / 1000)
-    assert best <= limit_us, source

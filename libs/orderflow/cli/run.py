@@ -50,7 +50,9 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--symbols", metavar="A,B", help="symbols (default: those of the capture, or BTCUSDT,ETHUSDT,SOLUSDT)"
     )
-    parser.add_argument("--duration", type=float, metavar="S", help="stop after so many seconds")
+    parser.add_argument(
+        "--duration", type=float, metavar="S", help="stop after so many seconds, the start of the services included"
+    )
     parser.add_argument("--out", metavar="DIR", help="folder of the run (default: runs/<time>-<source>)")
     parser.add_argument("--resume", action="store_true", help="go on with the run that DIR holds")
     parser.add_argument("--exit-at-end", action="store_true", help="stop when the capture is drained")

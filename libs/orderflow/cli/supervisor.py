@@ -30,8 +30,7 @@ STALL_SEC: Final = 90.0
 """A drain that makes no progress for this long has failed."""
 STOP_SEC: Final = 15.0
 FINAL_EXITS: Final = frozenset({2, 3})
-"""Exit codes of a service that a restart within its first seconds can't help: wrong setting, fenced."""
-EARLY_SEC: Final = 3.0
+"""Exit codes of a service that no restart can help where it has never been ready: wrong setting, fenced."""
 LAST_WORDS_LINES: Final = 5
 
 
@@ -57,6 +56,8 @@ class Child:
     retry_at: float = 0.0
     expected_to_run: bool = False
     status: dict[str, Any] = field(default_factory=dict)
+    was_ready: bool = False
+    """At any time, in any of its processes."""
     exit_code: int | None = None
     words: list[str] = field(default_factory=list)
 
@@ -152,7 +153,7 @@ class Supervisor:
         child.deaths.append(now)
         while child.deaths and child.deaths[0] < now - DEATHS_WINDOW_SEC:
             child.deaths.popleft()
-        hopeless = code in FINAL_EXITS and now - child.started_at < EARLY_SEC and child.restarts == 0
+        hopeless = code in FINAL_EXITS and not child.was_ready
         if hopeless or len(child.deaths) > DEATHS_ALLOWED:
             child.expected_to_run = False
             raise OrderflowError(
@@ -175,6 +176,7 @@ class Supervisor:
                 return
             async with self._http.get(f"http://{address['host']}:{address['port']}/status") as answer:
                 child.status = await answer.json()
+                child.was_ready = child.was_ready or bool(child.status.get("ready"))
         except (OSError, ValueError, KeyError, aiohttp.ClientError, TimeoutError):
             return
 

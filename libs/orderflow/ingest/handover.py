@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
-from orderflow.ingest.ids import ids_of
+from orderflow.ingest.ids import place_of
 from orderflow.ingest.watch import StreamKey
 from orderflow.venues.binance.frames import FrameRoute
 
@@ -32,7 +32,10 @@ class Taken(NamedTuple):
 
 
 class Handover:
-    """From an older socket to a newer one. Frames without ids are the older one's as long as it lives."""
+    """From an older socket to a newer one. Damaged frames are the older one's as long as it lives.
+
+    "Id" is the frame's place in its stream: its newest id, or its event time where the stream has no ids.
+    """
 
     def __init__(self) -> None:
         self._reached: dict[StreamKey, int] = {}
@@ -176,9 +179,9 @@ class Handover:
 
 
 def _identify(taken: Taken) -> tuple[StreamKey | None, int]:
-    """Stream and newest id of a frame; `NONE` where it has none."""
+    """Stream and place of a frame; `NONE` where it is damaged."""
     symbol, kind, _ = taken.found
     if symbol is None:
         return None, NONE
-    span = ids_of(kind, taken.frame)
-    return (symbol, kind), NONE if span is None else span[1]
+    place = place_of(kind, taken.frame)
+    return (symbol, kind), NONE if place is None else place

@@ -26,6 +26,10 @@ class _Diff(msgspec.Struct):
     final_id: Id = msgspec.field(name="u")
 
 
+class _Event(msgspec.Struct):
+    event_time_ms: Id = msgspec.field(name="E")
+
+
 class _TradeFrame(msgspec.Struct):
     data: _Trade
 
@@ -38,9 +42,14 @@ class _DiffFrame(msgspec.Struct):
     data: _Diff
 
 
+class _EventFrame(msgspec.Struct):
+    data: _Event
+
+
 _decode_trade = msgspec.json.Decoder(_TradeFrame).decode
 _decode_quote = msgspec.json.Decoder(_QuoteFrame).decode
 _decode_diff = msgspec.json.Decoder(_DiffFrame).decode
+_decode_event = msgspec.json.Decoder(_EventFrame).decode
 
 
 def _trade(frame: bytes) -> IdSpan:
@@ -68,5 +77,16 @@ def ids_of(kind: str, frame: bytes) -> IdSpan | None:
         return None
     try:
         return reader(frame)
+    except UNDECODABLE:
+        return None
+
+
+def place_of(kind: str, frame: bytes) -> int | None:
+    """Where a frame stands in its stream: the newest id, or `E` where a stream has none; None for damaged frames."""
+    if kind in _BY_KIND:
+        span = ids_of(kind, frame)
+        return None if span is None else span[1]
+    try:
+        return _decode_event(frame).data.event_time_ms
     except UNDECODABLE:
         return None

@@ -28,6 +28,8 @@ TALLIES: Final = (
     ("gaps", "gaps", "reason", "gaps told of a symbol"),
     ("resyncs", "resyncs", "reason", "books that were dropped and begun anew"),
     ("missing_frames", "missing_frames", "reason", "frames that the recorder has said it lacks"),
+    ("stale_rows", "stale_rows", "stream", "rows whose R - E is above the bound"),
+    ("unknown_values", "unknown_values", "field", "values that this version does not know"),
     ("market_events", "events", "event_type", "records of market.events"),
 )
 """(name of the metric, tally, label, meaning)."""

@@ -1,4 +1,5 @@
-"""What the normaliser asks for in `market.events`: snapshots and missing trades. Queued, fetched, journalled.
+"""What the normaliser asks for in `market.events`: snapshots and missing trades. Queued, fetched, journalled. And where
+it says that latencies have jumped, whose clock it was is to be found out.
 
 The normaliser repeats a need on ticks while it stands, so a request may be dropped at any time; and it meets the same
 needs again when it works off a backlog, so an old one must be.
@@ -35,6 +36,7 @@ LONGEST_WAIT_SEC: Final = 1.0
 SEQ_MARKS: Final = 64
 SEQ_MARK_SEC: Final = 0.5
 KINDS: Final = {"snapshot_needed": "snapshot", "backfill_needed": "backfill"}
+JUMPED: Final = "latency_jump"
 REST_KINDS: Final = {"snapshot": "depth", "backfill": "aggTrades"}
 
 
@@ -152,6 +154,8 @@ class Requests:
         Partition of each symbol that is recorded.
     put
         Takes an answer on its way into the journal: kind, symbol, body.
+    jumped
+        Is told that latencies have jumped.
     """
 
     def __init__(
@@ -163,6 +167,7 @@ class Requests:
         rest: RestClient,
         snapshot_limit: int,
         put: Callable[[str, str, bytes], None],
+        jumped: Callable[[], None],
     ) -> None:
         self._log = log
         self._codecs = codecs
@@ -172,6 +177,7 @@ class Requests:
         self._rest = rest
         self._snapshot_limit = snapshot_limit
         self._put = put
+        self._jumped = jumped
         self._offered = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self.ages = SeqAges()
@@ -215,6 +221,8 @@ class Requests:
             if not self._decode.knows(value):
                 await self._codecs.learn(EVENTS, value)
             event = self._decode(value)
+            if event["event_type"] == JUMPED:
+                self._jumped()
             kind = KINDS.get(event["event_type"])
             if kind is None or event["symbol"] not in self._home:
                 continue

@@ -30,6 +30,7 @@ MAX_INFO_BYTES: Final = 64 << 20
 MAX_BODY_BYTES: Final = 4 << 20
 """What still fits a batch of the log; the largest snapshot of the exchange has about 60 kB."""
 TIMEOUT_SEC: Final = 15.0
+SLOW_SEC: Final = 1.0
 BAN_FIRST_SEC: Final = 120.0
 BAN_MOST_SEC: Final = 86_400.0
 LIMIT_SEC: Final = 10.0
@@ -127,6 +128,8 @@ class RestClient:
         self.by_status: dict[str, int] = {}
         """Answers by status; `connection`, `oversize` and `budget` where there was none."""
         self.requests = 0
+        self.slow: dict[str, int] = {}
+        """Requests by kind that took longer than `SLOW_SEC`, whatever their outcome."""
         self._bans = 0
         self._failures: dict[str, int] = {}
         self._paused_until_sec: dict[str, float] = {}
@@ -161,6 +164,7 @@ class RestClient:
         self.requests += 1
         self.budget.take(weight)
         minute = self.budget.minute
+        asked_sec = _loop_sec()
         try:
             async with asyncio.timeout(TIMEOUT_SEC):
                 answer = await self._http.get(url, most_bytes)
@@ -172,6 +176,9 @@ class RestClient:
             self._pause(kind)
             self._failed("oversize", str(error))
             return None
+        finally:
+            if _loop_sec() - asked_sec > SLOW_SEC:
+                self.slow[kind] = self.slow.get(kind, 0) + 1
         used = answer.headers.get("x-mbx-used-weight-1m", "")
         if used.isdecimal():
             self.budget.told(int(used), minute)
@@ -221,6 +228,7 @@ class RestClient:
         return {
             "requests": self.requests,
             "by_status": dict(sorted(self.by_status.items())),
+            "slow": dict(sorted(self.slow.items())),
             "weight_used": self.budget.used,
             "weight_per_minute": self.budget.per_minute,
             "blocked_sec": round(self.budget.blocked_sec, 1),

@@ -45,6 +45,8 @@ HEARTBEAT: Final = "markPrice@1s"
 """Every second on `/market`, where on a quiet day no trade may come for minutes."""
 SERVER_TIME_SEC: Final = 60.0
 SERVER_TIME_AGAIN_SEC: Final = 10.0
+SERVER_TIME_LEAST_SEC: Final = 2.0
+"""Between two questions, however often a clock jumps."""
 SERVER_TIME_TRIES: Final = 3
 GOOD_ROUND_TRIP_SEC: Final = 0.1
 SLOW_ROUND_TRIP_SEC: Final = 0.2
@@ -88,7 +90,10 @@ class WebsocketRecorder:
         self._rest = RestClient(
             outside.http, self._endpoints, config.weight_per_minute // shards, self._now_ns, outside.chance
         )
-        self._requests = Requests(log, codecs, prefix, self._home, self._rest, config.snapshot_limit, self._put_answer)
+        self._ask_time = asyncio.Event()
+        self._requests = Requests(
+            log, codecs, prefix, self._home, self._rest, config.snapshot_limit, self._put_answer, self._ask_time.set
+        )
         self._commands = Commands(log, codecs, prefix, tuple(journal.seq), self._put_command)
         policy = config.queue_policy
         self._blocking = policy == "block" or (policy == "auto" and config.source != "live")
@@ -97,7 +102,6 @@ class WebsocketRecorder:
         self._space = asyncio.Event()
         self._space.set()
         self._over = asyncio.Event()
-        self._ask_time = asyncio.Event()
         self._stopping = False
         self._ending = False
         self._pump_until_empty = False
@@ -120,6 +124,10 @@ class WebsocketRecorder:
         self.oversize = 0
         self.ticks_skipped = 0
         self.late_ticks = 0
+        self._progress = (0.0, -1)
+        """When the broker last acknowledged something, and how many records it had by then."""
+        self.broker_waited_sec = 0.0
+        self.broker_waited_most_sec = 0.0
         self.server_time_slow = 0
         self.drift_ms: float | None = None
         self.round_trip_ms: float | None = None
@@ -461,10 +469,19 @@ class WebsocketRecorder:
                 logger.warning("the wall clock jumped: %.1f ms from the journal's clock now", clock.behind_wall_ms)
                 self._ask_time.set()
             self._requests.ages.mark(self._journal.seq, loop.time())
+            self._watch_broker(loop.time())
             idle = loop.time() >= idle_due_sec
             if idle:
                 idle_due_sec = loop.time() + IDLE_TICK_SEC
             self._tick(sorted(self._journal.seq if idle else self._book.partitions))
+
+    def _watch_broker(self, now_sec: float) -> None:
+        """How long the broker has owed an acknowledgement without giving any."""
+        writer = self._journal.writer
+        if not writer.outstanding or writer.records_sent != self._progress[1]:
+            self._progress = now_sec, writer.records_sent
+        self.broker_waited_sec = now_sec - self._progress[0]
+        self.broker_waited_most_sec = max(self.broker_waited_most_sec, self.broker_waited_sec)
 
     def _tick(self, partitions: Sequence[int]) -> None:
         if self._queue.full:
@@ -477,12 +494,13 @@ class WebsocketRecorder:
             self._put(partition, journal_record("tick", now_ns, source_position=self._position, payload=payload))
 
     async def _server_time(self) -> None:
-        """The exchange's clock every minute, and whenever ours has jumped."""
+        """The exchange's clock every minute, and whenever ours has jumped, or latencies have."""
         while True:
             self._ask_time.clear()
             wait_sec = SERVER_TIME_SEC if await self._measure_drift() else SERVER_TIME_AGAIN_SEC
+            await asyncio.sleep(SERVER_TIME_LEAST_SEC)
             try:
-                async with asyncio.timeout(wait_sec):
+                async with asyncio.timeout(wait_sec - SERVER_TIME_LEAST_SEC):
                     await self._ask_time.wait()
             except TimeoutError:
                 pass
@@ -552,6 +570,8 @@ class WebsocketRecorder:
             "oversize": self.oversize,
             "ticks_skipped": self.ticks_skipped,
             "late_ticks": self.late_ticks,
+            "broker_waited_sec": round(self.broker_waited_sec, 3),
+            "broker_waited_most_sec": round(self.broker_waited_most_sec, 3),
             "rest_requests": self._rest.requests,
             "rest": self._rest.status(),
             "requests": self._requests.status(),

@@ -6,6 +6,7 @@ Exit codes: 0 drained and stopped; 2 a wrong setting or a failure that names its
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import gc
 import hashlib
 import json
@@ -50,6 +51,8 @@ EXIT_FAILED: Final = 2
 EXIT_FENCED: Final = 3
 GC_ALLOCATIONS: Final = 50_000
 METRICS_FILE_SEC: Final = 10.0
+MOST_INSTANCES: Final = 100
+"""Of one service that keep a file each."""
 
 
 class Running(Protocol):
@@ -222,6 +225,29 @@ def metrics_content(service: str, registry: CollectorRegistry) -> dict[str, Any]
     return {"at": at, "service": service, "metrics": dict(sorted(figures.items()))}
 
 
+def claim_metrics_file(data_dir: Path, service: str) -> Path | None:
+    """A file that no other instance of the service writes; this process holds it until it ends. None: there are too many.
+
+    `metrics/<service>/metrics.json`, and where another instance that lives has that one, `metrics/<service>-2/...`.
+    """
+    for number in range(1, MOST_INSTANCES + 1):
+        folder = data_dir / "metrics" / (service if number == 1 else f"{service}-{number}")
+        path = folder / "metrics.json"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except OSError:
+            return path  # whoever writes it says what is wrong
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(descriptor)
+            continue
+        return path  # the lock goes with the process
+    logger.warning("%s has %d instances that write figures: this one does not; see /metrics", service, MOST_INSTANCES)
+    return None
+
+
 async def keep_metrics_file(path: Path, service: str, registry: CollectorRegistry) -> None:
     """Write `metrics.json` now and then, and once more when cancelled; a disk that does not take it ends nothing."""
     failed = False
@@ -310,8 +336,9 @@ async def serve(name: str, config: Config, topics: tuple[str, ...], needs: tuple
             runtime.status_file, {"service": name, "pid": os.getpid(), "host": runtime.metrics_host, "port": pages.port}
         )
         logger.info("pages at http://%s:%d", runtime.metrics_host, pages.port)
-        metrics_path = Path(runtime.data_dir) / "metrics" / name / "metrics.json"
-        beside.append(asyncio.create_task(keep_metrics_file(metrics_path, name, registry)))
+        metrics_path = claim_metrics_file(Path(runtime.data_dir), name)
+        if metrics_path is not None:
+            beside.append(asyncio.create_task(keep_metrics_file(metrics_path, name, registry)))
         lag: LagWatch | None = getattr(running, "lag", None)
         if lag is not None:
             beside.append(asyncio.create_task(lag.run()))

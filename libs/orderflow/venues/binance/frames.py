@@ -10,7 +10,7 @@ mean; prices are quote units, quantities base units, times milliseconds since th
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Annotated, Final, NamedTuple, TypeAlias
+from typing import Annotated, Any, Final, NamedTuple, TypeAlias
 
 import msgspec
 from msgspec import Meta, Raw, Struct, field
@@ -23,6 +23,10 @@ TimeMs: TypeAlias = Annotated[int, Meta(ge=1, le=_LATEST_MS)]
 """Up to the year 9999, so that microseconds are refused instead of taken for milliseconds."""
 Level: TypeAlias = tuple[Annotated[float, Meta(gt=0, lt=1e300)], Annotated[float, Meta(ge=0, lt=1e300)]]
 """(price, quantity); neither NaN nor infinite passes the bounds."""
+
+TRADE_KINDS: Final = ("MARKET", "INSURANCE_FUND", "NA")
+MARKETS: Final = (1, 2)
+"""USD-M, COIN-M."""
 
 UNDECODABLE: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, OverflowError)
 """What decoding raises on bytes that are not the frame they should be."""
@@ -49,7 +53,9 @@ class AggTrade(Struct, kw_only=True, gc=False):
     buyer_is_maker: bool | None = field(name="m", default=None)
     """True: the aggressor sold."""
     kind: str | None = field(name="X", default=None)
-    """MARKET, INSURANCE_FUND, NA; not sent on every stream."""
+    """One of `TRADE_KINDS`; not sent on every stream."""
+    market: Any = field(name="st", default=1)
+    """One of `MARKETS`; of any type, for it is only looked at."""
 
 
 class BookTicker(Struct, kw_only=True, gc=False):
@@ -64,6 +70,7 @@ class BookTicker(Struct, kw_only=True, gc=False):
     ask_qty: float = field(name="A")
     ts_ms: TimeMs = field(name="T")
     event_ts_ms: TimeMs | None = field(name="E", default=None)
+    market: Any = field(name="st", default=1)
 
 
 class DepthUpdate(Struct, kw_only=True):
@@ -78,6 +85,7 @@ class DepthUpdate(Struct, kw_only=True):
     prev_id: Id = field(name="pu")
     bids: list[Level] = field(name="b")
     asks: list[Level] = field(name="a")
+    market: Any = field(name="st", default=1)
 
 
 class MarkPrice(Struct, kw_only=True, gc=False):

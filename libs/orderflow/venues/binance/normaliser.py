@@ -4,9 +4,9 @@ Per symbol and independent of the others: a gap of one symbol resynchronises tha
 as a reject, or in a count of `totals`; nothing is dropped without one of them.
 
 Events (`market.events`): gap, reconnect, book_synced, book_stale, book_recovered, quote_mismatch, snapshot_needed,
-backfill_needed, trades_backfilled, trades_lost, duplicates, dropped, unused_frames, stream_silent, stream_resumed,
-route_down, route_up, clock_drift, clock_drift_cleared. `trades_lost` raises `gap_count`, and so does a `gap` that is
-not of trades alone: those are proved by their ids.
+backfill_needed, trades_backfilled, trades_lost, duplicates, dropped, stale_rows, unused_frames, unknown_values,
+stream_silent, stream_resumed, route_down, route_up, latency_jump, clock_drift, clock_drift_cleared, clock_paused.
+`trades_lost` raises `gap_count`, and so does a `gap` that is not of trades alone: those are proved by their ids.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ from orderflow.processor import Emit, Record
 from orderflow.topics import EVENTS, JOURNAL, REJECTS, ROWS, TICKS
 from orderflow.venues.binance.frames import (
     ENVELOPE_PREFIX,
+    MARKETS,
+    TRADE_KINDS,
     UNDECODABLE,
     AggTrade,
     DepthUpdate,
@@ -41,6 +43,7 @@ from orderflow.venues.binance.frames import (
     decode_server_time,
     decode_snapshot,
 )
+from orderflow.venues.binance.latency import LatencyWatch
 from orderflow.venues.binance.oracle import Claim, Quote, QuoteOracle
 from orderflow.venues.binance.silence import Span, StreamWatch, span_of
 from orderflow.venues.binance.streams import DEPTH_STREAM, KNOWN_KINDS, Route, parse_stream
@@ -113,6 +116,9 @@ _STALE: Final = _META[False, False, True]
 _UNPROVEN_LOSS: Final = frozenset({"disconnected", "resubscribed"})
 """Reasons of a gap after which the next diff's `pu` shows whether diffs were missed."""
 _ROUTES: Final[dict[str, Route]] = {"aggTrade": "market", "bookTicker": "public", "depth": "public"}
+_HEARTBEAT: Final = "markPrice"
+"""The recorder subscribes it where nobody asked for it, so that its route is heard every second: no news."""
+_VALUE_LENGTH: Final = 40
 
 Milliseconds: TypeAlias = Annotated[int, Meta(ge=1, le=3_600_000)]
 
@@ -249,6 +255,8 @@ class _Values(Struct):
     pending_since_ns: int = 0
     counts: dict[str, int] = {}
     """Since the last report."""
+    stale: dict[str, int] = {}
+    """Stale rows by stream, and `most_ms`, since the last report."""
 
 
 class _SymbolRecord(Struct):
@@ -317,8 +325,12 @@ class _Common(Struct):
     routes: dict[str, str] = {}
     drifting: bool = False
     drift_ms: int | None = None
+    public_latency: LatencyWatch = msgspec.field(default_factory=LatencyWatch)
+    market_latency: LatencyWatch = msgspec.field(default_factory=LatencyWatch)
     unused: dict[str, int] = {}
     """Frames by kind since the last report."""
+    unknown: dict[str, int] = {}
+    """Values that this version does not know, by field and value, since the last report."""
     totals: dict[str, int] = {}
     tallies: dict[str, dict[str, int]] = {}
     """What has happened in this session, by cause; for metrics."""
@@ -547,10 +559,9 @@ class NormaliserProcessor:
         values.quote_recv_ns = recv_ts_ns
         state.side.on_quote(ts_ms, bid, ask)
         recv_ts_ms = recv_ts_ns // _NS_PER_MS
-        latency_ms = None
-        if event_ts_ms is not None:
-            latency_ms = recv_ts_ms - event_ts_ms
-            self._note_latency(latency_ms)
+        latency_ms = self._latency(state, "bookTicker", event_ts_ms, recv_ts_ms)
+        if quote.market not in MARKETS:
+            self._unknown_value("bookTicker.st", quote.market)
         row = {
             "src": "bookTicker",
             "symbol": symbol,
@@ -657,10 +668,9 @@ class NormaliserProcessor:
         ask, ask_qty = (ask_px[0], ask_qtys[0]) if ask_px else (None, None)
         event_ts_ms = diff.event_ts_ms
         recv_ts_ms = record["recv_ts_ns"] // _NS_PER_MS
-        latency_ms = None
-        if event_ts_ms is not None:
-            latency_ms = recv_ts_ms - event_ts_ms
-            self._note_latency(latency_ms)
+        latency_ms = self._latency(state, "depth", event_ts_ms, recv_ts_ms)
+        if diff.market not in MARKETS:
+            self._unknown_value("depth.st", diff.market)
         row = {
             "src": "depth",
             "symbol": state.name,
@@ -809,7 +819,12 @@ class NormaliserProcessor:
             return
         values.snapshot_asked_ns = now_ns
         values.snapshot_asks += 1
-        meta = {"why": values.snapshot_why, "want_update_id": book.wanted_update_id, "buffered": book.buffered}
+        meta = {
+            "why": values.snapshot_why,
+            "want_update_id": book.wanted_update_id,
+            "buffered": book.buffered,
+            "asks": values.snapshot_asks,
+        }
         emits.append(self._event(state.name, "snapshot_needed", ts_ms, record, meta))
 
     # -- trades ---------------------------------------------------------------------------------------------------
@@ -826,6 +841,10 @@ class NormaliserProcessor:
             return [self._one_too_many(record, symbol, "aggTrade")]
         values = state.values
         values.trade_recv_ns = record["recv_ts_ns"]
+        if trade.market not in MARKETS:
+            self._unknown_value("aggTrade.st", trade.market)
+        if trade.kind is not None and trade.kind not in TRADE_KINDS:
+            self._unknown_value("aggTrade.X", trade.kind)
         refusal = _trade_refusal(trade)
         event_ts_ms = trade.event_ts_ms
         if event_ts_ms is not None and trade.ts_ms > event_ts_ms and self._is_ahead(trade.ts_ms, event_ts_ms, record):
@@ -1018,10 +1037,7 @@ class NormaliserProcessor:
     ) -> Emit:
         """`flags`: backfilled, held."""
         side, side_source = state.side.classify(ts_ms, price, buyer_is_maker)
-        latency_ms = None
-        if event_ts_ms is not None:
-            latency_ms = recv_ts_ms - event_ts_ms
-            self._note_latency(latency_ms)
+        latency_ms = self._latency(state, "aggTrade", event_ts_ms, recv_ts_ms)
         row = {
             "src": "aggTrade",
             "symbol": state.name,
@@ -1211,6 +1227,10 @@ class NormaliserProcessor:
         span_ns, usual_ns = clock_ns - common.watched_ns, common.watch_span_ns
         paused = common.watched_ns == 0 or span_ns > _PAUSE_NS + 3 * usual_ns
         common.watched_ns, common.watch_span_ns = clock_ns, 0 if common.watched_ns == 0 else span_ns
+        if paused and usual_ns and self._sorted:
+            meta = {"pause_ms": span_ns // _NS_PER_MS}
+            emits.append(self._event("", "clock_paused", self._clock_ms, record, meta))
+        self._watch_latency(record, emits)
         for route in ("market", "public"):
             if paused or common.routes.get(route) == "down":
                 common.audible_ns[route] = clock_ns
@@ -1222,6 +1242,14 @@ class NormaliserProcessor:
                 if span is not None:
                     watch.fold(recv_ns, span)
                 self._watch_stream(state, stream, recv_ns, watch, record, emits)
+
+    def _watch_latency(self, record: Record, emits: list[Emit]) -> None:
+        common = self._common
+        for route, watch in (("market", common.market_latency), ("public", common.public_latency)):
+            jump = watch.look()
+            if jump is not None:
+                meta = {"route": route, "before_ms": jump.before_ms, "after_ms": jump.after_ms}
+                emits.append(self._event("", "latency_jump", self._clock_ms, record, meta))
 
     def _watch_stream(
         self, state: _Symbol, stream: str, recv_ns: int, watch: StreamWatch, record: Record, emits: list[Emit]
@@ -1260,12 +1288,15 @@ class NormaliserProcessor:
             if pruned.buffered_diffs:
                 dropped["buffered_diffs"] = pruned.buffered_diffs
             duplicates = {_DUPLICATES[key]: count for key, count in counts.items() if key in _DUPLICATES}
-            for event_type, meta in (("duplicates", duplicates), ("dropped", dropped)):
+            stale, state.values.stale = state.values.stale, {}
+            for event_type, meta in (("duplicates", duplicates), ("dropped", dropped), ("stale_rows", stale)):
                 if meta:
                     emits.append(self._event(name, event_type, self._clock_ms, record, meta))
-        if common.unused:
-            unused, common.unused = common.unused, {}
-            emits.append(self._event("", "unused_frames", self._clock_ms, record, unused))
+        unused, common.unused = common.unused, {}
+        unknown, common.unknown = common.unknown, {}
+        for event_type, meta in (("unused_frames", unused), ("unknown_values", unknown)):
+            if meta:
+                emits.append(self._event("", event_type, self._clock_ms, record, meta))
 
     def _control(self, record: Record) -> list[Emit]:
         """Commands, changes of configuration and the end pass on with their text."""
@@ -1405,9 +1436,35 @@ class NormaliserProcessor:
         """A record that is known and not used."""
         totals, unused = self._common.totals, self._common.unused
         totals[name] = totals.get(name, 0) + 1
-        if unused_kind:
+        if unused_kind and unused_kind != _HEARTBEAT:
             unused[unused_kind] = unused.get(unused_kind, 0) + 1
         return []
+
+    def _latency(self, state: _Symbol, src: str, event_ts_ms: int | None, recv_ts_ms: int) -> int | None:
+        """R - E of a row, noted by what watches it; None without E."""
+        if event_ts_ms is None:
+            return None
+        latency_ms = recv_ts_ms - event_ts_ms
+        self._note_latency(latency_ms)
+        common = self._common
+        (common.market_latency if src == "aggTrade" else common.public_latency).note(latency_ms)
+        if latency_ms > self._stale_ms:
+            stale = state.values.stale
+            stale[src] = stale.get(src, 0) + 1
+            stale["most_ms"] = max(stale.get("most_ms", 0), latency_ms)
+            self._tally("stale_rows", src)
+        return latency_ms
+
+    def _unknown_value(self, name: str, value: object) -> None:
+        """A field has a value that this version does not know. The frame passes: what it means for us has not changed."""
+        self._tally("unknown_values", name)
+        if isinstance(value, int) and -_MOST <= value <= _MOST:
+            shown = str(value)
+        else:
+            shown = value[:_VALUE_LENGTH] if isinstance(value, str) else type(value).__name__
+        unknown, key = self._common.unknown, f"{name}={shown}"
+        if key in unknown or len(unknown) < _TALLY_CAUSES:
+            unknown[key] = unknown.get(key, 0) + 1
 
     def _gap(self, state: _Symbol, record: Record, ts_ms: int, reason: str, meta: dict[str, Any]) -> Emit:
         state.values.gap_count += 1
