@@ -139,6 +139,7 @@ class SimExchange:
             "ready": self._source_task is not None and error is None,
             "source": self.source.name,
             "done": self.source.done,
+            "elapsed_ms": self.source.elapsed_ms(),
             "frames_sent": dict(hub.counts.sent),
             "frames_unsubscribed": dict(hub.counts.skipped),
             "frames_deaf": hub.counts.deaf,
