@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 ROOT = Path(__file__).resolve().parents[1]
 for folder in (ROOT, ROOT / "tests", ROOT / "tests" / "unit", ROOT / "tests" / "replay"):
@@ -14,6 +15,10 @@ for folder in (ROOT, ROOT / "tests", ROOT / "tests" / "unit", ROOT / "tests" / "
         sys.path.insert(0, str(folder))
 
 from kafka_fixture import kafka_bootstrap  # noqa: E402, F401 - a fixture is used by name
+
+# Examples are judged by what they find, never by how long a loaded machine takes for them.
+settings.register_profile("orderflow", deadline=None)
+settings.load_profile("orderflow")
 
 
 @pytest.fixture(scope="session")

@@ -221,7 +221,11 @@ CASES: Final[dict[str, Case]] = {
         minutes=4.0,
     ),
     "rest_503": Case(
-        "rest_503@38s+20s;diff_gap@40s", _UNANSWERED, (_rest("by_status", "503"),), "asked again, less and less often"
+        "rest_503@38s+20s;diff_gap@40s",
+        _UNANSWERED,
+        (_rest("by_status", "503"),),
+        "asked again, less and less often",
+        recovered_sec=40.0,
     ),
     # Requests that were under way hang until their own time is up, and wait longer each time.
     "rest_timeout": Case(

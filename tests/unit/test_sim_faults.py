@@ -303,7 +303,8 @@ def test_unknown_enum_leaves_the_numbers() -> None:
     engine = engine_of("unknown_enum@4s+1s")
     for before, (_, after) in zip(market(), run(engine), strict=True):
         decode = DECODERS[parse_stream(before.stream).kind]
-        assert decode(before.payload) == decode(after.payload)
+        real, altered = decode(before.payload).data, decode(after.payload).data
+        assert msgspec.structs.replace(altered, market=real.market) == real
         assert ("zz" in data(after.payload)) is (4_000 <= before.at_ms < 5_000)
         assert (data(after.payload)["st"] != 1) is (4_000 <= before.at_ms < 5_000)
     assert {e.effect for e in engine.ledger} == {"altered"}
