@@ -229,7 +229,7 @@ def test_nothing_was_lost_or_repeated(system: Stack, tmp_path: Path) -> None:
     recomputed = system.compose("run", "--rm", "-T", "cli", "verify", timeout_sec=UP_SEC)
     assert recomputed.code == 0 and "identical" in recomputed.stdout, recomputed.text
     system.ok("cp", "lake:/data", str(tmp_path / "volume"))
-    verdict = verify(system.bootstrap, system.registry, "", tmp_path / "volume")
+    verdict = verify(system.bootstrap, system.registry, "", tmp_path / "volume", database=False)
     assert verdict.problems == []
     assert verdict.counts["signals"] > 1000
     system.figures["judged"] = f"{verdict.records:,} records, {verdict.duplicates} physical duplicates"
