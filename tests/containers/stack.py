@@ -12,10 +12,12 @@ import time
 import urllib.request
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from tests.waiting import wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
 SERVICES = ("ingestion", "ofi", "cvd", "fusion", "signal", "sinks", "lake")
@@ -197,13 +199,9 @@ class Stack:
     def until(self, condition: Callable[[], bool], what: str, timeout_sec: float = WAIT_SEC) -> float:
         """Poll; returns how long it took, in seconds."""
         began = time.monotonic()
-        while time.monotonic() < began + timeout_sec:
-            try:
-                if condition():
-                    return time.monotonic() - began
-            except OSError:
-                pass
-            time.sleep(0.5)
+        with suppress(OSError):
+            if wait_for(condition, timeout_sec, 0.5):
+                return time.monotonic() - began
         states = [f"{service_of(each)} {health_of(each)}" for each in self.containers()]
         raise AssertionError(f"{what}: not within {timeout_sec:g} s\n{'; '.join(states)}\n{self.last_words()}")
 

@@ -20,6 +20,7 @@ from orderflow.paths import ROOT
 from grafana.boards import BOARDS
 from grafana.check import Finding, Prometheus, check
 from tests.prometheus_fixture import prometheus
+from tests.waiting import wait_for
 
 SERVICES = ("ingestion", "ofi", "cvd", "fusion", "signal", "sinks", "lake")
 START_SEC = 120.0
@@ -56,15 +57,18 @@ def run(folder: Path, bootstrap: str) -> Iterator[Path]:
 
 def addresses(out: Path) -> dict[str, str]:
     """Where each process has its pages, once all are up."""
-    deadline = time.monotonic() + START_SEC
     names = (*SERVICES, "simexchange")
-    while time.monotonic() < deadline:
+
+    def look() -> dict[str, str]:
         try:
             pages = {name: json.loads((out / "status" / f"{name}.json").read_bytes()) for name in names}
             return {name: f"{page['host']}:{page['port']}" for name, page in pages.items()}
         except (OSError, ValueError):
-            time.sleep(0.2)
-    raise AssertionError((out.parent / "run.log").read_text("utf-8", "replace")[-2000:])
+            return {}
+
+    found = wait_for(look, START_SEC)
+    assert found, (out.parent / "run.log").read_text("utf-8", "replace")[-2000:]
+    return found
 
 
 def post(url: str, content: Any) -> None:
@@ -91,12 +95,14 @@ def test_every_panel_shows_a_real_run(kafka_bootstrap: str, tmp_path: Path) -> N
         with prometheus(tmp_path, pages) as url:
             deadline = time.monotonic() + FILL_SEC
             answers = Prometheus(url)
-            while not answers.get("query", query='sum(books{state="synced"}) == 3')["result"]:
-                assert time.monotonic() < deadline, "the books were never synchronised"
-                time.sleep(1)
+            synced = 'sum(books{state="synced"}) == 3'
+            assert wait_for(lambda: answers.get("query", query=synced)["result"], FILL_SEC, 1.0), "books not synced"
             post(f"http://{exchange}/sim/faults", FAULTS)
-            missing = unfilled(check(answers, BOARDS, SPAN_SEC))
-            while missing and time.monotonic() < deadline:
-                time.sleep(5)
-                missing = unfilled(check(answers, BOARDS, SPAN_SEC))
+            missing: list[Finding] = []
+
+            def complete() -> bool:
+                missing[:] = unfilled(check(answers, BOARDS, SPAN_SEC))
+                return not missing
+
+            wait_for(complete, deadline - time.monotonic(), 5.0)
     assert missing == []

@@ -7,6 +7,7 @@ and its session: nothing is told of symbols that another process has taken over.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from statistics import median_low
@@ -29,7 +30,7 @@ Counts = dict[tuple[str, ...], int]
 """By values of labels."""
 
 
-class SymbolFigures:
+class SymbolFigures(ABC):
     """Of one symbol: its newest record, and how large its z have been."""
 
     __slots__ = ("above_2", "above_3", "newest", "z_count")
@@ -43,9 +44,9 @@ class SymbolFigures:
     def begin(self) -> None:
         """Forget what was newest; counts stay."""
 
+    @abstractmethod
     def take(self, record: Record) -> None:
         """Count a record."""
-        raise NotImplementedError
 
     def take_z(self, z: float | None) -> None:
         """Count a z; NaN is none."""
@@ -194,7 +195,8 @@ class StageFigures:
 
     apart: Callable[[str, Record], bool] | None = None
     """Where set: counts what belongs to no symbol; True where the record is none of a symbol."""
-    symbol_type: ClassVar[type[SymbolFigures]] = SymbolFigures
+    symbol_type: ClassVar[type[SymbolFigures]]
+    """What is kept of a symbol; each stage has its own kind."""
     gauges: ClassVar[tuple[Gauge, ...]] = ()
 
     def __init__(self, service: str) -> None:

@@ -136,7 +136,7 @@ class Task(Protocol):
     def commit_due(self) -> bool: ...
 
 
-class PartitionBase:
+class PartitionBase(ABC):
     """What processors and sinks share: inputs, positions, the session, the end."""
 
     def __init__(self, partition: int, topics: tuple[str, ...], codecs: Codecs, stats: Stats) -> None:
@@ -205,9 +205,9 @@ class PartitionBase:
 
     done: dict[str, tuple[int, int]]
 
+    @abstractmethod
     def states(self) -> dict[str, bytes]:
         """The whole state, as a snapshot holds it."""
-        raise NotImplementedError
 
     def output_tails(self) -> list[OutputTail]:
         """The newest (seq, sub) that this computation has come to, per output."""
