@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -31,7 +32,7 @@ from orderflow.streaming.log import TP
 from orderflow.streaming.memory_log import MemoryLog
 from orderflow.streaming.merge import Merger
 from orderflow.streaming.metrics import StatsCollector
-from orderflow.streaming.runtime import RuntimeOptions, ServiceSpec
+from orderflow.streaming.runtime import RuntimeOptions, ServiceSpec, Stats
 from orderflow.streaming.service import metrics_content
 from orderflow.streaming.sinks import SinkRuntime
 from orderflow.topics import CVD, FEATURE_EVENTS, FUSION, JOURNAL, OFI, ROWS, SIGNALS, TICKS
@@ -186,7 +187,7 @@ def test_every_name_is_in_the_list_of_metrics(tmp_path: Path) -> None:
     listed = (Path(__file__).resolve().parents[2] / "docs" / "metrics.md").read_text()
     spec = ServiceSpec("lake", (JOURNAL,), (), "f")
     runtime = SinkRuntime(MemoryLog(), cast(Codecs, None), spec, RuntimeOptions(), cast(Any, None))
-    runtime.stats.sample_stamp(1)
+    runtime.stats.sample_stamps(1, 1)
     runtime.tasks[0] = cast(
         Any, SimpleNamespace(sink=LakeSink(tmp_path, 0, LakeConfig()), stuck=False, merger=Merger(()))
     )
@@ -313,3 +314,12 @@ def test_the_lakes_figures_outlive_their_partitions(tmp_path: Path) -> None:
     assert found['write_errors_total{service="lake"}'] == 3
     tasks[0] = SimpleNamespace(sink=lake(0))
     assert samples(collector)['lake_rows_total{kind="prices",service="lake"}'] == 12
+
+
+def test_latency_is_sampled_from_who_waited_most_too() -> None:
+    stats = Stats()
+    now_ms = int(time.time() * 1000)
+    stats.sample_stamps(now_ms - 5_000, now_ms)
+    first_ms, last_ms = stats.latency_samples_ms
+    assert first_ms - last_ms == pytest.approx(5_000)
+    assert stats.newest_stamp_ms == now_ms

@@ -70,6 +70,24 @@ async def test_what_lacks_a_part_does_not_exist() -> None:
     assert await newest(log) == "whole"
 
 
+async def test_a_snapshot_counts_though_retention_has_passed_the_place_that_its_search_would_begin_at() -> None:
+    """A writer looks for its parts from behind its own snapshot before, which may be gone long since."""
+    log = MemoryLog()
+    for number in range(5):
+        await write(log, f"early{number}", number)
+    batch = log.batch()
+    for key, value, headers in encode_parts("late", {"BTCUSDT": b"late"}):
+        batch.append(key, value, 0, headers)
+    inputs = [InputPosition("market.rows", 50, 50, 0, 50)]
+    key, value, headers = encode_commit("late", Commit(2, 1, inputs, [], "s", False, "1", "f"))
+    batch.append(key, value, 0, headers)
+    await (await log.send(batch, STATE))
+    log.trim(STATE, 10)
+    assert await newest(log) == "late"
+    log.trim(STATE, 11)
+    assert await newest(log) is None, "its part is gone too"
+
+
 def test_snapshots_from_before_lineages_are_read() -> None:
     old = msgspec.json.decode(msgspec.json.encode(Commit(0, 0, [], [], "", False, "1", "f")))
     del old["lineage"]
