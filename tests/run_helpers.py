@@ -14,7 +14,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -30,6 +29,8 @@ import duckdb
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+
+from tests.waiting import wait_for
 
 ROOT = Path(__file__).resolve().parents[1]
 ALTS = "usdm_4alts_20210722_realagg.gz"
@@ -49,6 +50,7 @@ DERIVED = (
 )
 SERVICES = ("ingestion", "ofi", "cvd", "fusion", "signal", "sinks", "lake")
 RUN_SEC = 180.0
+POLL_SEC = 0.02
 FILE_TREES = ("data", "signals")
 
 Records = list[tuple[bytes, bytes]]
@@ -166,13 +168,15 @@ class Run:
 
     def until(self, service: str, holds: Callable[[dict[str, Any]], bool], timeout_sec: float = 60.0) -> dict[str, Any]:
         """Poll a service's page until something holds of it."""
-        deadline = time.monotonic() + timeout_sec
         status: dict[str, Any] = {}
-        while time.monotonic() < deadline and self.process.poll() is None:
+
+        def look() -> bool:
+            nonlocal status
             status = self.status(service)
-            if status and holds(status):
-                return status
-            time.sleep(0.02)
+            return bool(status and holds(status)) or self.process.poll() is not None
+
+        if wait_for(look, timeout_sec, POLL_SEC) and self.process.poll() is None:
+            return status
         ended = f"the run ended with {self.process.poll()}: " if self.process.poll() is not None else ""
         raise AssertionError(f"{service} did not come to the state that was waited for: {ended}{status}")
 
@@ -249,35 +253,6 @@ def shared_run(bootstrap: str, captures: Path, name: str, folder: pytest.TempPat
         assert code == 0, run.output
         _shared[bootstrap, name] = run
     return _shared[bootstrap, name]
-
-
-@contextmanager
-def registry(folder: Path) -> Iterator[str]:
-    """A schema registry of its own; its URL."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    url = f"http://127.0.0.1:{port}"
-    process = subprocess.Popen(
-        [sys.executable, "-m", "services.registry", "--port", str(port), "--data", str(folder)],
-        env=environment(""),
-        cwd=ROOT,
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-        deadline = time.monotonic() + 30
-        while True:
-            try:
-                urllib.request.urlopen(f"{url}/subjects", timeout=1).close()
-                break
-            except OSError:
-                assert time.monotonic() < deadline, "the registry does not answer"
-                assert process.poll() is None, "the registry ended"
-                time.sleep(0.05)
-        yield url
-    finally:
-        process.terminate()
-        process.wait(10)
 
 
 # -- topics -----------------------------------------------------------------------------------------------------------

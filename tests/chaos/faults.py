@@ -12,8 +12,9 @@ from typing import Any
 
 from orderflow.kafka_embedded import EmbeddedCluster, EmbeddedKafka
 
-from tests.chaos.stack import SERVICES, Stack, brokers, registry
+from tests.chaos.stack import SERVICES, Stack, brokers
 from tests.chaos.verifier import SHOWN, Verdict, compare, total_hash, verify
+from tests.serving import registry
 
 ALTS = "usdm_4alts_20210722_realagg.gz"
 SPEED = "2"
@@ -134,6 +135,9 @@ class Bench:
         for death in stack.deaths:
             if death.recovery_sec is not None:
                 self.recoveries.setdefault(death.instance.partition("-")[0], []).append(death.recovery_sec)
+        for instance in stack.instances.values():
+            code = instance.exit_code
+            self.expect(code == 0, f"{name}: {instance.name} was asked to stop and ended with {code}")
         return not verdict.problems
 
     def _note(self, name: str, verdict: Verdict) -> None:

@@ -6,7 +6,6 @@ signal to `/readyz` of the process that took over.
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import signal
@@ -25,8 +24,11 @@ from typing import Any
 
 from orderflow.capture import scan
 from orderflow.kafka_embedded import EmbeddedCluster, EmbeddedKafka
+from orderflow.lifeline import dying_with_parent
 from orderflow.streaming.crash import ENVIRONMENT as CRASH_POINT
 from orderflow.streaming.crash import MARK
+
+from tests.waiting import wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
 SERVICES = ("ingestion", "ofi", "cvd", "fusion", "signal", "sinks", "lake")
@@ -35,12 +37,6 @@ DRAIN_SEC = 240.0
 STOP_SEC = 20.0
 REFUSALS = 5
 """Ends by an exit code, not by a signal, after which a run has failed."""
-
-
-def _die_with_parent() -> None:
-    """A test that is ended leaves nothing behind (Linux)."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 
 
 @dataclass
@@ -80,20 +76,24 @@ class Instance:
             environment[CRASH_POINT] = point
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", f"services.{self.service}"],
+                dying_with_parent([sys.executable, "-m", f"services.{self.service}"]),
                 cwd=ROOT,
                 env=environment,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,
-                preexec_fn=_die_with_parent,
             )
         self.wanted = True
 
     @property
     def running(self) -> bool:
         return self.process is not None and self.process.poll() is None
+
+    @property
+    def exit_code(self) -> int | None:
+        """None while it runs; negative for a signal."""
+        return None if self.process is None else self.process.poll()
 
     def page(self, name: str) -> tuple[int, dict[str, Any]]:
         """HTTP status and content of a page of the process that runs now; 0 where nothing answers."""
@@ -166,13 +166,15 @@ class Stack:
 
     def start(self, crash_points: Mapping[str, list[str]] | None = None) -> None:
         """Make the topics, start one process of each service."""
-        subprocess.run(
+        made = subprocess.run(
             [sys.executable, "-m", "orderflow.cli.main", "init"],
             cwd=ROOT,
             env=self.environment,
-            check=True,
             capture_output=True,
+            text=True,
+            check=False,
         )
+        assert made.returncode == 0, f"`orderflow init` ended with {made.returncode}: {made.stderr}"
         for service in reversed(SERVICES):
             self.add(service, (crash_points or {}).get(service, []))
         self._keeper.start()
@@ -237,16 +239,19 @@ class Stack:
     def until(self, condition: Callable[[], bool], what: str, timeout_sec: float = 120.0) -> float:
         """Wait for a condition; returns how long it took, in seconds."""
         began = time.monotonic()
-        while not condition():
-            refusals = [death for death in self.deaths if death.cause.startswith("exit code")]
-            if len(refusals) > REFUSALS:
-                raise AssertionError(
-                    f"{refusals[-1].instance} keeps ending with {refusals[-1].cause}: {self.log_lines()}"
-                )
-            if time.monotonic() - began > timeout_sec:
-                raise AssertionError(f"not within {timeout_sec:g} s: {what}; logs in {self.folder / 'logs'}")
-            time.sleep(POLL_SEC)
+
+        def look() -> bool:
+            self._refuse_to_go_on()
+            return condition()
+
+        if not wait_for(look, timeout_sec, POLL_SEC):
+            raise AssertionError(f"not within {timeout_sec:g} s: {what}; logs in {self.folder / 'logs'}")
         return time.monotonic() - began
+
+    def _refuse_to_go_on(self) -> None:
+        refusals = [death for death in self.deaths if death.cause.startswith("exit code")]
+        if len(refusals) > REFUSALS:
+            raise AssertionError(f"{refusals[-1].instance} keeps ending with {refusals[-1].cause}: {self.log_lines()}")
 
     def recorder(self) -> dict[str, Any]:
         (instance,) = self.of("ingestion")
@@ -282,15 +287,18 @@ class Stack:
 
     def stop(self) -> None:
         """End every process; SIGKILL after a while."""
-        self._over.set()
-        if self._keeper.is_alive():
-            self._keeper.join()
+        with self._lock:
+            for instance in self.instances.values():
+                instance.wanted = False
         for instance in self.instances.values():
-            instance.wanted = False
             instance.signal(signal.SIGCONT)
             instance.signal(signal.SIGTERM)
         for instance in self.instances.values():
             self._end(instance)
+        # Last: what its thread has restarted would end with it, and not in order.
+        self._over.set()
+        if self._keeper.is_alive():
+            self._keeper.join()
 
     def _end(self, instance: Instance) -> None:
         instance.signal(signal.SIGTERM)
@@ -318,35 +326,6 @@ class Stack:
                 if content["level"] in levels:
                     found.setdefault(path.stem, []).append(content["message"])
         return found
-
-
-@contextmanager
-def registry(folder: Path) -> Iterator[str]:
-    """A schema registry of its own; its URL."""
-    from orderflow.kafka_embedded.process import free_port
-
-    folder.mkdir(parents=True, exist_ok=True)
-    port = free_port()
-    url = f"http://127.0.0.1:{port}"
-    process = subprocess.Popen(
-        [sys.executable, "-m", "services.registry", "--port", str(port), "--data", str(folder)],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "libs")])},
-        cwd=ROOT,
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-        deadline = time.monotonic() + 30
-        while True:
-            try:
-                urllib.request.urlopen(f"{url}/subjects", timeout=1).close()
-                break
-            except OSError:
-                assert time.monotonic() < deadline, "the registry does not answer"
-                time.sleep(0.05)
-        yield url
-    finally:
-        process.terminate()
-        process.wait(10)
 
 
 @contextmanager

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
-import socket
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from orderflow.cli.preflight import CHECKS, Evidence, judge
-from run_helpers import ALTS, ROOT, Finished, call, command, delete_topics, environment, refused, shared_run
+from run_helpers import ALTS, Finished, call, command, delete_topics, refused, shared_run
+
+from tests.serving import serving
 
 pytestmark = [pytest.mark.kafka, pytest.mark.slow]
 
@@ -84,29 +82,8 @@ def test_delays_cuts_and_losses_are_named(kafka_bootstrap: str, tmp_path: Path) 
 @pytest.fixture
 def exchange() -> Iterator[int]:
     """A simulated exchange that lists BTCUSDT alone; its port."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = int(probe.getsockname()[1])
-    process = subprocess.Popen(
-        [sys.executable, "-m", "services.simexchange", "--port", str(port), "--symbols", "BTCUSDT"],
-        env=environment(""),
-        cwd=ROOT,
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-        deadline = time.monotonic() + 30
-        while True:
-            try:
-                socket.create_connection(("127.0.0.1", port), timeout=1).close()
-                break
-            except OSError:
-                assert time.monotonic() < deadline, "the simulated exchange does not answer"
-                assert process.poll() is None, "the simulated exchange ended"
-                time.sleep(0.05)
+    with serving("simexchange", "--symbols", "BTCUSDT") as port:
         yield port
-    finally:
-        process.terminate()
-        process.wait(10)
 
 
 def test_a_symbol_that_is_not_listed_cannot_be_run(kafka_bootstrap: str, tmp_path: Path, exchange: int) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,6 +27,8 @@ from run_helpers import (
     shared_run,
     start_run,
 )
+
+from tests.waiting import wait_for
 
 WAIT_SEC = 90.0
 
@@ -55,16 +56,19 @@ def recording(out: Path, *arguments: str, **settings: str) -> Iterator[subproces
 
 def until(process: subprocess.Popen[str], part: Path, holds: Callable[[Report], bool]) -> Report:
     """Look into a recording under way until something holds of it."""
-    deadline = time.monotonic() + WAIT_SEC
-    while time.monotonic() < deadline and process.poll() is None:
+    report: Report | None = None
+
+    def look() -> bool:
+        nonlocal report
         try:
             report = inspect(part)
-            assert report.error == "", "what lies on the disk is whole at any time"
-            if holds(report):
-                return report
         except CaptureError:
-            pass  # not there yet, or without a frame
-        time.sleep(0.1)
+            return process.poll() is not None  # not there yet, or without a frame
+        assert report.error == "", "what lies on the disk is whole at any time"
+        return holds(report) or process.poll() is not None
+
+    if wait_for(look, WAIT_SEC) and report is not None and holds(report):
+        return report
     raise AssertionError(f"{part} did not come to hold what was waited for; exit code {process.poll()}")
 
 

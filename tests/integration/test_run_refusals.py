@@ -20,9 +20,10 @@ from run_helpers import (
     delete_topics,
     environment,
     refused,
-    registry,
     run_arguments,
 )
+
+from tests.serving import registry
 
 NOWHERE = "127.0.0.1:1"
 

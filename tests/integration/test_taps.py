@@ -14,7 +14,9 @@ from dataclasses import dataclass
 import pytest
 from orderflow.paths import ROOT
 from orderflow.topics import TOPICS
-from run_helpers import Run, end, physical, registry, start_run
+from run_helpers import Run, end, physical, start_run
+
+from tests.serving import registry
 
 PAGE = (ROOT / "docs" / "taps.md").read_text("utf-8")
 LINES = re.findall(r"^kcat .*$", PAGE, re.MULTILINE)

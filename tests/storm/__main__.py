@@ -18,6 +18,7 @@ from tests.storm.run import storm
 from tests.storm.world import Options
 
 WORST_SHOWN: Final = 20
+PROGRESS_EVERY: Final = 50
 
 
 class Report(msgspec.Struct, frozen=True):
@@ -77,6 +78,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         reports.append(report)
         if report.violations:
             _tell(report)
+        if len(reports) % PROGRESS_EVERY == 0:
+            print(f"{len(reports)} of {len(seeds)} seeds after {time.monotonic() - began:.0f} s", flush=True)
     _table(reports, time.monotonic() - began)
     return 1 if any(report.violations for report in reports) else 0
 

@@ -40,6 +40,9 @@ from orderflow.kafka_embedded.java import java_major
 from orderflow.kafka_embedded.probe import probe
 from orderflow.kafka_embedded.storage import BrokerRecord
 
+from tests.waiting import wait_for
+
+PATIENCE_SEC = 10.0
 CONTENTS = {"one-1.0.jar": b"first", "two_2.13-2.1.jar": b"second", "three-0.3.jar": b"third"}
 
 
@@ -468,20 +471,11 @@ def test_a_broker_dies_with_the_process_that_started_it(tmp_path: Path) -> None:
         assert ended == "False"  # the thread that asked for it is gone, the broker is not
         pids[fate] = int(pid)
     try:
-        assert wait_for(lambda: not storage.is_locked(tmp_path / "die"))
+        assert wait_for(lambda: not storage.is_locked(tmp_path / "die"), PATIENCE_SEC)
         assert storage.is_locked(tmp_path / "survive")
     finally:
         os.kill(pids["survive"], signal.SIGKILL)
-    assert wait_for(lambda: not storage.is_locked(tmp_path / "survive"))
-
-
-def wait_for(condition: Callable[[], bool], patience_sec: float = 10.0) -> bool:
-    tick = threading.Event()
-    for _ in range(int(patience_sec / 0.02)):
-        if condition():
-            return True
-        tick.wait(0.02)
-    return condition()
+    assert wait_for(lambda: not storage.is_locked(tmp_path / "survive"), PATIENCE_SEC)
 
 
 # --- the protocol answer

@@ -17,6 +17,7 @@ import aiohttp
 
 from orderflow.errors import OrderflowError
 from orderflow.kafka_embedded.process import free_port as any_free_port
+from orderflow.lifeline import dying_with_parent
 from orderflow.paths import ROOT
 
 START_SEC: Final = 20.0
@@ -127,7 +128,7 @@ async def _start_registry(stack: AsyncExitStack, data: Path, port: int) -> str:
     data.mkdir(parents=True, exist_ok=True)
     log = (data / "registry.log").open("ab")
     process = subprocess.Popen(
-        [sys.executable, "-m", "services.registry", "--port", str(port), "--data", str(data)],
+        dying_with_parent([sys.executable, "-m", "services.registry", "--port", str(port), "--data", str(data)]),
         cwd=ROOT,
         stdout=log,
         stderr=subprocess.STDOUT,

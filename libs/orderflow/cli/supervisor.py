@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import json
 import logging
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -20,6 +18,7 @@ from typing import Any, Final
 import aiohttp
 
 from orderflow.errors import OrderflowError
+from orderflow.lifeline import dying_with_parent
 from orderflow.paths import ROOT
 
 logger = logging.getLogger(__name__)
@@ -32,12 +31,6 @@ STOP_SEC: Final = 15.0
 FINAL_EXITS: Final = frozenset({2, 3})
 """Exit codes of a service that no restart can help where it has never been ready: wrong setting, fenced."""
 LAST_WORDS_LINES: Final = 5
-
-
-def _die_with_parent() -> None:
-    """On Linux the kernel ends a service whose supervisor is gone, so that nothing is left behind by SIGKILL."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)
 
 
 @dataclass(slots=True)
@@ -70,14 +63,14 @@ class Child:
         self.status = {}
         with self.log_path.open("ab") as log:
             self.process = subprocess.Popen(
-                self.command,
+                # A supervisor that is killed leaves nothing behind.
+                dying_with_parent(self.command),
                 cwd=ROOT,
                 env={**os.environ, "PYTHONPATH": str(ROOT), **self.environment, "STATUS_FILE": str(self.status_path)},
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,
-                preexec_fn=_die_with_parent,
             )
         self.started_at = time.monotonic()
         self.expected_to_run = True

@@ -8,7 +8,6 @@ import random
 import signal
 import socket
 import subprocess
-import sys
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Final
 
 from orderflow.kafka_embedded.java import JavaRuntime
 from orderflow.kafka_embedded.storage import HOST, SETTINGS, TMP_DIR, class_path
+from orderflow.lifeline import dying_with_parent
 
 logger = logging.getLogger(__name__)
 
@@ -26,20 +26,6 @@ PS_TIMEOUT_SEC: Final = 5.0
 PORTS_LOW: Final = 10_240
 PORTS_SPAN: Final = 16_384
 PORT_ATTEMPTS: Final = 64
-
-_LAUNCHER: Final = """
-import ctypes, os, signal, sys
-if sys.platform == "linux":
-    ctypes.CDLL(None).prctl(1, signal.SIGTERM)
-    if os.getppid() != int(sys.argv[1]):
-        sys.exit("the starter of the broker is gone")
-os.execv(sys.argv[2], sys.argv[2:])
-"""
-"""Runs in the child before Java: asks the kernel to end it with its parent (1 = PR_SET_PDEATHSIG).
-
-Not a `preexec_fn`, which would run Python between fork and exec in a process full of threads. The parent may have died
-before the request, hence the second look.
-"""
 
 
 class BrokerProcess:
@@ -54,7 +40,7 @@ class BrokerProcess:
         self._started = threading.Event()
         self._process: subprocess.Popen[bytes] | None = None
         self._error: OSError | None = None
-        launch = list(command) if survive_parent else _dying_with_parent(command)
+        launch = list(command) if survive_parent else dying_with_parent(command)
         threading.Thread(target=self._host, args=(launch, cwd, log, lock), name="kafka-broker", daemon=True).start()
         self._started.wait()
         if self._error is not None:
@@ -105,11 +91,6 @@ def _spawn(command: list[str], cwd: Path, log: Path, lock: int) -> subprocess.Po
             pass_fds=(lock,),
             start_new_session=True,  # Ctrl-C at the terminal is for the starter, which stops the broker last
         )
-
-
-def _dying_with_parent(command: Sequence[str]) -> list[str]:
-    """Elsewhere than on Linux the broker stays if its starter is killed; `orderflow kafka down --data DIR` stops it."""
-    return [sys.executable, "-I", "-S", "-c", _LAUNCHER, str(os.getpid()), *command]
 
 
 def broker_command(java: JavaRuntime, jars: Sequence[Path], data_dir: Path, heap_mb: int) -> list[str]:
