@@ -5,11 +5,15 @@ from __future__ import annotations
 import csv
 import io
 import json
+import select
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from run_helpers import ALTS, Run, call, refused, shared_run, topics_of
+from run_helpers import ALTS, Run, call, environment, refused, shared_run, topics_of
 
 pytestmark = [pytest.mark.kafka, pytest.mark.capture]
 
@@ -42,6 +46,22 @@ def test_tap_stops_after_the_count_and_keeps_to_the_symbol(run: Run) -> None:
 
 def test_tap_from_the_latest_shows_nothing_of_what_was(run: Run) -> None:
     assert tap(run, "signals", "--no-follow") == []
+
+
+def test_tap_says_that_it_waits_where_nothing_matches(run: Run) -> None:
+    arguments = ["tap", "signals", "--symbol", "btcusdt", "--run", str(run.out)]
+    with subprocess.Popen(
+        [sys.executable, "-m", "orderflow.cli.main", *arguments],
+        env=environment(run.bootstrap),
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stderr is not None
+        readable, _, _ = select.select([process.stderr], [], [], 60)
+        line = process.stderr.readline() if readable else ""
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 130
+    assert "no record of BTCUSDT within 5 s, waiting" in line and "--from earliest" in line
 
 
 def test_tap_from_a_seq_reads_that_partition_alone(run: Run) -> None:

@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import math
 import os
+import shutil
 import signal
 import sys
 import time
@@ -114,6 +115,20 @@ def _daemon() -> str | None:
     from orderflow.cli.kafka import running_daemon
 
     return running_daemon()
+
+
+def _plan_file(faults: str) -> Path | None:
+    """The file that SIM_FAULTS names, seen from here: services run in another folder. None where it is a plan itself."""
+    try:
+        return Path(faults).resolve() if faults and Path(faults).is_file() else None
+    except (OSError, ValueError):  # longer than any name may be, or with characters that no name has
+        return None
+
+
+def _own_name() -> str:
+    """How a shell calls this program: by its path where it was called so and is not on the search path."""
+    called = sys.argv[0]
+    return called if Path(called).name == "orderflow" and not shutil.which("orderflow") else "orderflow"
 
 
 class _Run:
@@ -316,6 +331,8 @@ class _Run:
             command += ["--activity", str(args.activity)]
         if args.predictability is not None:
             command += ["--predictability", str(args.predictability)]
+        if plan := _plan_file(os.environ.get("SIM_FAULTS", "")):
+            command += ["--faults", str(plan)]
         return command
 
     async def _watch(self, supervisor: Supervisor, watcher: view.Watcher) -> None:
@@ -516,4 +533,4 @@ class _Run:
             f"lake {self.out / 'data' / 'ofi_cvd'}   ({content['lake']['files']} files, {content['lake']['bytes']:,} bytes)"
         )
         say(f"summary {path}")
-        say('ask it: orderflow lake sql "SELECT symbol, count(*), sum(ofi_l1) FROM ofi GROUP BY symbol"')
+        say(f'ask it: {_own_name()} lake sql "SELECT symbol, count(*), sum(ofi_l1) FROM ofi GROUP BY symbol"')

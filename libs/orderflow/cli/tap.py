@@ -6,7 +6,9 @@ import argparse
 import asyncio
 import base64
 import json
+import math
 import sys
+import time
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -18,6 +20,8 @@ from orderflow.streaming.seek import offset_of_seq, seq_at
 from orderflow.topics import BY_NAME, JOURNAL
 
 IDLE_SEC: Final = 1.0
+SILENT_SEC: Final = 5.0
+"""Without a line, after which a person is told that nothing is broken."""
 
 
 def add_parser(subparsers: Any) -> None:
@@ -53,6 +57,7 @@ async def _tap(args: argparse.Namespace) -> int:
         ends = await reached.log.end_offsets(tps)
         reader = await reached.log.reader(positions)
         shown = 0
+        hint_at = time.monotonic() + SILENT_SEC
         last: dict[TP, tuple[int, int]] = {}
         decode = reached.codecs.decoder(args.topic)
         try:
@@ -77,10 +82,20 @@ async def _tap(args: argparse.Namespace) -> int:
                             sys.stdout.flush()
                             return 0
                 sys.stdout.flush()
+                if not shown and time.monotonic() > hint_at:
+                    print(_silence(args), file=sys.stderr, flush=True)
+                    hint_at = math.inf
                 if args.no_follow and all([await reader.position(tp) >= ends[tp] for tp in positions]):
                     return 0
         finally:
             await reader.close()
+
+
+def _silence(args: argparse.Namespace) -> str:
+    """What to tell a person who sees nothing."""
+    which = f"of {args.symbol.upper()} " if args.symbol else ""
+    before = "; what came before shows with --from earliest" if args.start == "latest" else ""
+    return f"orderflow: no record {which}within {SILENT_SEC:g} s, waiting for one{before} (Ctrl-C ends)"
 
 
 def _line(tp: TP, record: LogRecord, decoded: dict[str, Any], args: argparse.Namespace) -> str | None:
