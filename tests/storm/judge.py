@@ -24,6 +24,9 @@ QUIET_SEC: Final = 30.0
 ATTEMPTS_MOST: Final = 300
 ATTEMPTS_SEC: Final = 300.0
 SAID_MOST: Final = 40
+HEARTBEAT: Final = "markPrice"
+HEARTBEAT_ROUTE: Final = "market"
+"""That stream of one symbol is subscribed there whether anybody wants its rows or not: it speaks every second."""
 _REPLIES: Final = (b'{"result"', b'{"error"', b'{"id"')
 _STREAM_AT: Final = len(b'{"stream":"')
 
@@ -220,6 +223,9 @@ def _lost(life: Life, taken: list[bytes], places: dict[bytes, int], entries: lis
         gap: dict[str, Any] = msgspec.json.decode(entry.payload) if entry.kind == "gap" else {"frames": 1}
         if not gap.get("frames"):
             kinds = {stream.partition("@")[0] for stream in gap["streams"]}
+            if entry.symbol is None and gap.get("route") == HEARTBEAT_ROUTE:
+                # Of the route as a whole: its heartbeat, which nobody has asked for as data, is not named in it.
+                kinds.add(HEARTBEAT)
             for key in by_stream:
                 if entry.symbol in (None, key[0]) and (not kinds or key[1] in kinds):
                     covering[key].append(place)

@@ -36,4 +36,8 @@ LOST_ONCE: Final[tuple[tuple[Options, str], ...]] = (
         ),
         "mark prices that only the newer of two sockets delivered were taken for repetitions: they have no ids",
     ),
+    (
+        _options(4771, 7.0, "half_open@325228ms;life_cut@357523ms", activity=1.0),
+        "heartbeats of a second socket that ended before it took over were held to be lost untold: their route's gap tells",
+    ),
 )
