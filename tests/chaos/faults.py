@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -255,31 +255,36 @@ def freeze(bench: Bench) -> None:
 
 
 def broker(bench: Bench) -> None:
-    """The only broker is stopped, and killed, under way: every service waits for it and goes on by itself."""
-    node = bench.broker
-    assert isinstance(node, EmbeddedKafka)
-    figures: dict[str, Any] = {}
-    for act, end in (("stopped", node.stop), ("killed", node.kill)):
-        with bench.stack(f"broker-{act}", speed="1") as stack:
-            stack.start()
-            stack.until_at_work("signal")
-            stack.until(lambda stack=stack: all_ready(stack), "every service ready")  # type: ignore[misc]
-            before = memory(stack)
-            end()
-            away_at = time.monotonic()
-            noticed = stack.until(lambda stack=stack: none_ready(stack), "every /readyz false", NOTICE_SEC)  # type: ignore[misc]
-            stack.until(lambda away_at=away_at: time.monotonic() - away_at > AWAY_SEC, "the broker's absence")  # type: ignore[misc]
-            node.start()
-            back = stack.until(lambda stack=stack: all_ready(stack), "every service ready again")  # type: ignore[misc]
-            grown = {name: round(after - before[name], 1) for name, after in memory(stack).items() if name in before}
-            stack.drain()
-        green = bench.judge(f"broker {act}", stack)
-        figures[act] = survived(bench, f"broker {act}", stack, green)
-        figures[act] |= {"noticed_sec": noticed, "back_sec": back, "grown_mb": grown}
-        bench.say(
-            f"  not ready after {noticed:.1f} s, ready {back:.1f} s after it was back, memory grown by {grown} MB"
-        )
-    bench.figures["broker"] = figures
+    """The only broker is stopped, and killed, under way: every service waits for it and goes on by itself.
+
+    It has the topics of these runs alone: one with thousands of partitions is away for longer than a recorder waits.
+    """
+    bench.reference()
+    with brokers(bench.folder / "broker", 1) as node:
+        assert isinstance(node, EmbeddedKafka)
+        bench.figures["broker"] = {
+            act: _broker_away(bench, node, act, end) for act, end in (("stopped", node.stop), ("killed", node.kill))
+        }
+
+
+def _broker_away(bench: Bench, node: EmbeddedKafka, act: str, end: Callable[[], None]) -> dict[str, Any]:
+    with bench.stack(f"broker-{act}", speed="1", bootstrap=node.bootstrap) as stack:
+        stack.start()
+        stack.until_at_work("signal")
+        stack.until(lambda: all_ready(stack), "every service ready")
+        before = memory(stack)
+        end()
+        away_at = time.monotonic()
+        noticed = stack.until(lambda: none_ready(stack), "every /readyz false", NOTICE_SEC)
+        stack.until(lambda: time.monotonic() - away_at > AWAY_SEC, "the broker's absence")
+        node.start()
+        back = stack.until(lambda: all_ready(stack), "every service ready again")
+        grown = {name: round(after - before[name], 1) for name, after in memory(stack).items() if name in before}
+        stack.drain()
+    green = bench.judge(f"broker {act}", stack)
+    survivals = survived(bench, f"broker {act}", stack, green)
+    bench.say(f"  not ready after {noticed:.1f} s, ready {back:.1f} s after it was back, memory grown by {grown} MB")
+    return {**survivals, "noticed_sec": noticed, "back_sec": back, "grown_mb": grown}
 
 
 def cluster(bench: Bench) -> None:
