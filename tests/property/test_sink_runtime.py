@@ -38,6 +38,9 @@ class FlakySink:
     def cut_before(self, topic: str, record: Record) -> bool:
         return False
 
+    def check_rebuild(self) -> None:
+        pass
+
     def rows_buffered(self) -> int:
         return len(self.buffered)
 

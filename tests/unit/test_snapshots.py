@@ -56,9 +56,9 @@ async def test_a_rebuilt_lineage_stands_above_what_runs_on_under_old_settings() 
     restored = (await load_newest(log, [STATE]))[STATE]
     assert restored is not None
     assert await newest(log) == "rebuilt"
-    assert check_fingerprint(restored.commit, "new", "1", STATE, rebuild=False)
+    check_fingerprint(restored.commit, "new", "1", STATE)
     with pytest.raises(LogError, match="made under the settings new"):
-        check_fingerprint(restored.commit, "old", "1", STATE, rebuild=False)
+        check_fingerprint(restored.commit, "old", "1", STATE)
 
 
 async def test_what_lacks_a_part_does_not_exist() -> None:

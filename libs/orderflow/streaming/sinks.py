@@ -176,6 +176,10 @@ class SinkRuntime(ServiceRuntime):
     def make_task(self, partition: int) -> SinkTask:
         return SinkTask(partition, self._make(partition), self.codecs, self.stats, self._commit_cut, self._blocked)
 
+    async def check_rebuild(self, task: SinkTask) -> None:
+        """See `FileSink.check_rebuild`."""
+        await asyncio.to_thread(task.sink.check_rebuild)
+
     @property
     def stuck(self) -> list[int]:
         """Partitions whose files cannot be written now."""
