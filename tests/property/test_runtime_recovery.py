@@ -19,9 +19,9 @@ from orderflow.errors import BrokerAwayError, LogError
 from orderflow.processor import Emit, Record
 from orderflow.streaming.codec import Codecs, peek
 from orderflow.streaming.log import TP, Batch, read_ranges
-from orderflow.streaming.memory_log import MemoryBatch, MemoryLog
+from orderflow.streaming.memory_log import MemoryBatch, MemoryLog, MemoryRecord
 from orderflow.streaming.recorder import JournalWriter, journal_record
-from orderflow.streaming.runtime import ProcessorRuntime, RuntimeOptions, ServiceSpec
+from orderflow.streaming.runtime import PROGRESS_HEADER, ProcessorRuntime, RuntimeOptions, ServiceSpec
 from orderflow.streaming.snapshots import load_newest
 from orderflow.topics import EVENTS, JOURNAL, OFI, REJECTS, ROWS, SIGNALS, TICKS
 
@@ -36,6 +36,7 @@ def simple_schema(name: str, *fields: str) -> str:
             "fields": [
                 {"name": "seq", "type": "long"},
                 {"name": "sub", "type": "int"},
+                *([{"name": "src", "type": "int"}] if name == "rows" else []),
                 *({"name": field, "type": "string"} for field in fields),
             ],
         }
@@ -98,7 +99,7 @@ class ToyNormaliser(Digest):
                 "payload": record["payload"].decode(),
             }
             return [(TICKS, "", tick)]
-        return [(ROWS, "S", {"digest": digest}) for _ in range(record["seq"] % 3)]
+        return [(ROWS, "S", {"src": record["seq"] // 7 % 2, "digest": digest}) for _ in range(record["seq"] % 3)]
 
 
 class ToyFeature(Digest):
@@ -152,7 +153,8 @@ def runtime(
     options = RuntimeOptions(
         snapshot_sec=snapshot_sec, poll_wait_ms=1, max_poll_records=7, max_buffered=40, rebuild=rebuild
     )
-    return ProcessorRuntime(log, codecs, spec, options, lambda _: kind())
+    wanted = frozenset({0}) if name == "ofi" else None  # of runs of rows, every second is of no use to it
+    return ProcessorRuntime(log, codecs, spec, options, lambda _: kind(), wanted, ROWS)
 
 
 async def canonical(log: MemoryLog, topic: str) -> dict[int, list[tuple[int, int, bytes]]]:
@@ -245,7 +247,7 @@ def undisturbed() -> dict[str, dict[int, list[tuple[int, int, bytes]]]]:
 
 
 def test_the_undisturbed_run_is_whole(undisturbed: dict[str, dict[int, list[tuple[int, int, bytes]]]]) -> None:
-    assert sum(map(len, undisturbed[SIGNALS].values())) > 500
+    assert sum(map(len, undisturbed[SIGNALS].values())) > 400
     assert all(len(undisturbed[TICKS][partition]) >= 2 for partition in range(12))
 
 
@@ -407,3 +409,14 @@ async def test_an_input_made_anew_is_not_computed_over() -> None:
             LogError, match=r"the topic was made anew or lost records; restore it, or set another TOPIC_PREFIX$"
         ):
             await runtime(log, codecs, "normaliser", 0.01, rebuild=rebuild).run()
+
+
+async def test_a_marker_behind_filtered_records_alone_is_kept() -> None:
+    """It will not be read again: a merge that forgot it would stand still, for ever where the session has ended."""
+    codecs = make_codecs()
+    task = runtime(MemoryLog(), codecs, "ofi", 0.01).make_task(0)
+    row = codecs.encoder(ROWS)({"seq": 500, "sub": 0, "src": 1, "digest": ""})
+    marker = ((PROGRESS_HEADER, b"510"),)
+    await task.push(ROWS, [MemoryRecord(0, 1, b"", row, ()), MemoryRecord(1, 1, b"", None, marker)])
+    rows = next(each for each in task.positions() if each.topic == ROWS)
+    assert (rows.next_offset, rows.progress) == (2, 510)

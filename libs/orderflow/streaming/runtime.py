@@ -204,7 +204,7 @@ class PartitionBase(ABC):
                 positions.append(InputPosition(each.topic, record.offset, done_seq, done_sub, seq - 1))
             else:
                 positions.append(
-                    InputPosition(each.topic, each.oldest_offset, each.taken_seq, each.taken_sub, each.frontier)
+                    InputPosition(each.topic, each.oldest_offset, each.taken_seq, each.taken_sub, each.resumable)
                 )
         return positions
 
