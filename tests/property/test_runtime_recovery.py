@@ -15,7 +15,7 @@ from typing import ClassVar
 
 import msgspec
 import pytest
-from orderflow.errors import BrokerAwayError, LogError
+from orderflow.errors import BrokerAwayError, FencedError, LogError
 from orderflow.processor import Emit, Record
 from orderflow.streaming.codec import Codecs, peek
 from orderflow.streaming.log import TP, Batch, read_ranges
@@ -23,7 +23,7 @@ from orderflow.streaming.memory_log import MemoryBatch, MemoryLog, MemoryRecord
 from orderflow.streaming.recorder import JournalWriter, journal_record
 from orderflow.streaming.runtime import PROGRESS_HEADER, ProcessorRuntime, RuntimeOptions, ServiceSpec
 from orderflow.streaming.snapshots import load_newest
-from orderflow.topics import EVENTS, JOURNAL, OFI, REJECTS, ROWS, SIGNALS, TICKS
+from orderflow.topics import EVENTS, HOURLY, JOURNAL, OFI, REJECTS, ROWS, SIGNALS, TICKS
 
 PARTITIONS_USED = (0, 5)
 
@@ -420,3 +420,58 @@ async def test_a_marker_behind_filtered_records_alone_is_kept() -> None:
     await task.push(ROWS, [MemoryRecord(0, 1, b"", row, ()), MemoryRecord(1, 1, b"", None, marker)])
     rows = next(each for each in task.positions() if each.topic == ROWS)
     assert (rows.next_offset, rows.progress) == (2, 510)
+
+
+class StuckHourlyLog(MemoryLog):
+    """Never acknowledges what goes to the hourly snapshots."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked = asyncio.Event()
+
+    async def send(self, batch: Batch, tp: TP) -> asyncio.Future[int]:
+        if tp.topic != HOURLY:
+            return await super().send(batch, tp)
+        self.asked.set()
+        return asyncio.get_running_loop().create_future()
+
+
+async def test_an_hours_snapshot_is_durable_before_the_state_that_takes_it_as_written() -> None:
+    log, codecs = StuckHourlyLog(), make_codecs()
+    await record_journal(log, codecs, 1, 400)
+    running = asyncio.create_task(runtime(log, codecs, "normaliser", 0.0).run())
+    async with asyncio.timeout(30):
+        await log.asked.wait()
+    for _ in range(300):
+        await asyncio.sleep(0)
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    assert await lineages(log, "normaliser") == [-1] * 12, "a restart would never write this hour's"
+
+
+async def test_begun_behind_an_open_that_retention_took_a_superseded_recorder_is_passed_over() -> None:
+    log, codecs = MemoryLog(), make_codecs()
+    first, second = (JournalWriter(log, codecs, "", list(range(12))) for _ in range(2))
+    await first.open("s1", 1)
+    first.append(0, journal_record("frame", 1, payload=b"{}"), 1)
+    await first.flush()
+    await second.open("s1", 2)
+    tp = TP(JOURNAL, 0)
+    cut = (await log.end_offsets([tp]))[tp]
+    first.append(0, journal_record("frame", 1, payload=b"late"), 1)
+    with pytest.raises(FencedError):  # it learns of it when the record is stored
+        await first.flush()
+    second.append(0, journal_record("tick", 1, payload=b"true"), 1)
+    second.append(0, journal_record("end", 1, payload=b"{}"), 1)
+    await second.flush()
+    log.trim(tp, cut)
+    service = runtime(log, codecs, "normaliser", 0.01)
+    running = asyncio.create_task(service.run())
+    async with asyncio.timeout(30):
+        while not (0 in service.tasks and service.tasks[0].settled):
+            assert not running.done(), running.result()
+            await asyncio.sleep(0.001)
+    service.stop()
+    await running
+    assert service.tasks[0].epoch == 2
+    assert [place[:2] for place in (await canonical(log, TICKS))[0]] == [(2, 0), (3, 0)]

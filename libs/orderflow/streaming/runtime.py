@@ -474,6 +474,7 @@ class ServiceRuntime(ABC):
         """The snapshot that is being written beside the work."""
         self._retry_sec = RETRY_FIRST_SEC
         self._failing_since: float | None = None
+        self._failed_at: float | None = None
         self._instance = uuid.uuid4().hex[:12]
         self._snapshot_count = 0
         self._logical: dict[str, str] = {self.physical_input(topic): topic for topic in spec.inputs}
@@ -599,7 +600,10 @@ class ServiceRuntime(ABC):
         saving, self._saving = self._saving, None
         if saving is not None:
             await saving
-            self._retry_sec, self._failing_since = RETRY_FIRST_SEC, None
+
+    def note_durable(self) -> None:
+        """The broker has taken work: what fails from now on is a failure of its own."""
+        self._retry_sec, self._failing_since = RETRY_FIRST_SEC, None
 
     async def _begin_again(self, error: BrokerAwayError) -> None:
         """Forget what the broker may not have taken, wait, and let everything be recovered from the snapshots.
@@ -607,6 +611,9 @@ class ServiceRuntime(ABC):
         What is still under way can arrive later: it is the same as what will be written again, and dropped as such.
         """
         now = time.monotonic()
+        if self._failed_at is not None and now - self._failed_at > self.options.broker_patience_sec:
+            self.note_durable()  # it has failed nothing for long: there may have been nothing to make durable
+        self._failed_at = now
         self._failing_since = self._failing_since or now
         if now - self._failing_since > self.options.broker_patience_sec:
             raise error
@@ -957,6 +964,8 @@ class ServiceRuntime(ABC):
         if task.saved_hour is None or hour > task.saved_hour:
             hourly = TP(self.physical(HOURLY), task.partition)
             await self._append_snapshot(hourly, states, commit, (await self.log.end_offsets([hourly]))[hourly], name)
+            # First: a restart from this state takes the hour's snapshot as written.
+            await self.state_writer.settled()
         task.saved_hour = hour
         tp = TP(self.physical(self.spec.state_topic), task.partition)
         own_end = self.state_writer.next_offset.get(tp)
@@ -1052,6 +1061,7 @@ class ProcessorRuntime(ServiceRuntime):
         crash.point("snapshot-written")
         await self.commit_offsets({task.partition: commit.inputs for task, _, commit in saved})
         crash.point("committed")
+        self.note_durable()
         self.stats.snapshots += 1
         self.stats.last_snapshot_at = time.time()
 
