@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 import pytest
 from orderflow.lake import files
-from orderflow.lake.layout import SIGNALS_DATABASE, avro_fields
+from orderflow.lake.layout import SIGNALS_DATABASE, LakeError, avro_fields
 from orderflow.lake.settings import LakeConfig
 from orderflow.lake.signals import SignalSink
 from orderflow.lake.sqlite import SignalDatabase
@@ -113,15 +113,17 @@ async def write_topics(log: MemoryLog) -> None:
     await writer.flush()
 
 
-def service(log: MemoryLog, root: Path) -> SinkRuntime:
+def service(
+    log: MemoryLog, root: Path, chosen: tuple[str, ...] = ("jsonl", "sqlite"), *, rebuild: bool = False
+) -> SinkRuntime:
     """A process of its own: its own connection to the database."""
     database = SignalDatabase(root, pause_sec=0.0)
     return SinkRuntime(
         log,
         codecs(),
         ServiceSpec("sinks", SignalSink.inputs, (), "f"),
-        RuntimeOptions(poll_wait_ms=1, max_poll_records=13, max_buffered=60),
-        lambda partition: SignalSink(root, partition, LakeConfig(), ("jsonl", "sqlite"), database),
+        RuntimeOptions(poll_wait_ms=1, max_poll_records=13, max_buffered=60, rebuild=rebuild),
+        lambda partition: SignalSink(root, partition, LakeConfig(), chosen, database),
     )
 
 
@@ -234,3 +236,74 @@ async def test_killed_at_random_with_zombies_the_files_are_the_same(
     await asyncio.get_running_loop().shutdown_default_executor()
     assert killed > 5
     assert content(tmp_path) == undisturbed
+
+
+async def run_to_end(log: MemoryLog, root: Path, chosen: tuple[str, ...], *, rebuild: bool = False) -> None:
+    runtime = service(log, root, chosen, rebuild=rebuild)
+    await ended(runtime, asyncio.create_task(runtime.run()))
+
+
+def retire_first_minutes(log: MemoryLog) -> None:
+    """Retention takes the record that names the session, and of the signals less than of the ticks."""
+    for partition in SYMBOLS:
+        log.trim(TP(TICKS, partition), 15)
+        log.trim(TP(SIGNALS, partition), 5)
+
+
+def database_rows(root: Path) -> list[tuple[Any, ...]]:
+    reader = sqlite3.connect(f"file:{root / SIGNALS_DATABASE}?mode=ro", uri=True)
+    rows = reader.execute("SELECT * FROM signals ORDER BY session, symbol, seq, sub").fetchall()
+    reader.close()
+    return rows
+
+
+def lines(root: Path) -> list[bytes]:
+    return [line for path in sorted(root.rglob("*.jsonl")) for line in path.read_bytes().splitlines()]
+
+
+async def test_a_lost_database_is_written_again(undisturbed: Content, tmp_path: Path) -> None:
+    """The settings are those of before: only what was asked for tells a rebuild from a restart."""
+    log = MemoryLog()
+    await write_topics(log)
+    await run_to_end(log, tmp_path, ("sqlite",))
+    for suffix in ("", "-wal", "-shm"):
+        (tmp_path / (SIGNALS_DATABASE + suffix)).unlink(missing_ok=True)
+    runtime = service(log, tmp_path, ("sqlite",), rebuild=True)
+    killed = asyncio.create_task(runtime.run())
+    async with asyncio.timeout(30):
+        while not runtime.ready:
+            await asyncio.sleep(0)
+    killed.cancel()  # before anything is cut: the start without the flag has to go on all the same
+    await asyncio.gather(killed, return_exceptions=True)
+    await run_to_end(log, tmp_path, ("sqlite",))
+    assert database_rows(tmp_path) == undisturbed[0]
+    await run_to_end(log, tmp_path, ("sqlite",), rebuild=True)
+    retire_first_minutes(log)
+    await run_to_end(log, tmp_path, ("sqlite",), rebuild=True)
+    assert database_rows(tmp_path) == undisturbed[0]
+
+
+@pytest.mark.parametrize("trimmed", [False, True])
+async def test_json_lines_are_not_written_anew_beside_those_that_are_there(
+    trimmed: bool, undisturbed: Content, tmp_path: Path
+) -> None:
+    log = MemoryLog()
+    await write_topics(log)
+    chosen = ("jsonl", "sqlite")
+    await run_to_end(log, tmp_path, chosen)
+    held = lines(tmp_path)
+    if trimmed:
+        retire_first_minutes(log)
+    with pytest.raises(LakeError, match=r"STATE_REBUILD=true would write into .*signals/jsonl, which holds files of p"):
+        await run_to_end(log, tmp_path, chosen, rebuild=True)
+    assert (lines(tmp_path), database_rows(tmp_path)) == (held, undisturbed[0])
+    (tmp_path / "signals" / "jsonl").rename(tmp_path / "away")
+    await run_to_end(log, tmp_path, chosen, rebuild=True)
+    again = lines(tmp_path / "signals")
+    assert len(again) == len(set(again))
+    assert set(again) < set(held) if trimmed else again == held
+    assert database_rows(tmp_path) == undisturbed[0]
+    with pytest.raises(LakeError, match="start without STATE_REBUILD: it goes on"):
+        await run_to_end(log, tmp_path, chosen, rebuild=True)
+    await run_to_end(log, tmp_path, chosen)
+    assert lines(tmp_path / "signals") == again

@@ -8,14 +8,16 @@ from typing import Any, ClassVar
 
 import msgspec
 import pytest
-from orderflow.errors import OrderflowError
+from orderflow.errors import BrokerAwayError, OrderflowError
 from orderflow.processor import Record
 from orderflow.streaming import sinks
 from orderflow.streaming.codec import Codecs, schema_text
+from orderflow.streaming.log import TP, Batch
 from orderflow.streaming.memory_log import MemoryLog
 from orderflow.streaming.recorder import JournalWriter, journal_record
 from orderflow.streaming.runtime import RuntimeOptions, ServiceSpec
-from orderflow.streaming.sinks import SinkRuntime
+from orderflow.streaming.sinks import SinkRuntime, SinkTask
+from orderflow.streaming.snapshots import InputPosition
 from orderflow.topics import JOURNAL, PARTITIONS
 
 CUT_EVERY = 7
@@ -26,8 +28,9 @@ class FlakySink:
 
     inputs: ClassVar[tuple[str, ...]] = (JOURNAL,)
 
-    def __init__(self, durable: list[int]) -> None:
+    def __init__(self, durable: list[int], *, flaky: bool = True) -> None:
         self.durable = durable
+        self.flaky = flaky
         self.buffered: list[int] = []
         self.writes = 0
 
@@ -38,12 +41,15 @@ class FlakySink:
     def cut_before(self, topic: str, record: Record) -> bool:
         return False
 
+    def check_rebuild(self) -> None:
+        pass
+
     def rows_buffered(self) -> int:
         return len(self.buffered)
 
     def write(self) -> Any:
         self.writes += 1
-        if self.writes % 3:
+        if self.writes % 3 and self.flaky:
             raise OrderflowError("the disk is full: make room")
         self.durable.extend(self.buffered)
         self.buffered.clear()
@@ -68,15 +74,17 @@ async def write_journal(log: MemoryLog, codecs: Codecs, count: int) -> None:
     await journal.flush()
 
 
-async def test_everything_is_written_once_though_writes_fail(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sinks, "RETRY_FIRST_SEC", 0.0)
-    monkeypatch.setattr(sinks, "RETRY_MOST_SEC", 0.0)
-
+def make_codecs() -> Codecs:
     async def by_id(number: int) -> str:
         raise AssertionError(f"schema {number} is not in play")
 
-    codecs = Codecs({JOURNAL: 1}, {JOURNAL: schema_text("journal")}, by_id)
-    log = MemoryLog()
+    return Codecs({JOURNAL: 1}, {JOURNAL: schema_text("journal")}, by_id)
+
+
+async def test_everything_is_written_once_though_writes_fail(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sinks, "RETRY_FIRST_SEC", 0.0)
+    monkeypatch.setattr(sinks, "RETRY_MOST_SEC", 0.0)
+    codecs, log = make_codecs(), MemoryLog()
     count = 60
     await write_journal(log, codecs, count)
     durable: dict[int, list[int]] = {partition: [] for partition in range(PARTITIONS)}
@@ -97,3 +105,66 @@ async def test_everything_is_written_once_though_writes_fail(monkeypatch: pytest
         await running
     assert runtime.write_errors > 0
     assert runtime.stuck == []
+
+
+async def test_a_cut_that_cannot_be_noted_pauses_its_partition(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its files and its commit stand; what is told of it must not run ahead of what follows."""
+    monkeypatch.setattr(sinks, "RETRY_FIRST_SEC", 0.0)
+    monkeypatch.setattr(sinks, "RETRY_MOST_SEC", 0.0)
+    codecs, log = make_codecs(), MemoryLog()
+    await write_journal(log, codecs, 60)
+    durable: dict[int, list[int]] = {partition: [] for partition in range(PARTITIONS)}
+    noted: dict[int, list[int]] = {partition: [] for partition in range(PARTITIONS)}
+    attempts = [0]
+
+    def note(partition: int, result: Any, positions: list[InputPosition], task: SinkTask) -> None:
+        attempts[0] += 1
+        if attempts[0] % 3:
+            raise OSError(28, "No space left on device") if attempts[0] % 2 else OrderflowError("the disk is full")
+        noted[partition].append(positions[0].seq)
+
+    runtime = SinkRuntime(
+        log,
+        codecs,
+        ServiceSpec("sinks", (JOURNAL,), (), "f"),
+        RuntimeOptions(poll_wait_ms=1, max_poll_records=5, max_buffered=8),
+        lambda partition: FlakySink(durable[partition], flaky=False),
+        note,
+    )
+    running = asyncio.create_task(runtime.run())
+    async with asyncio.timeout(30):
+        while any(seqs[-1:] != [62] for seqs in noted.values()):
+            assert not running.done(), running.result()
+            await asyncio.sleep(0.001)
+    runtime.stop()
+    await running
+    assert all(taken == [*range(1, 63)] for taken in durable.values())
+    assert all(seqs == [*range(CUT_EVERY, 62, CUT_EVERY), 62] for seqs in noted.values())
+    assert runtime.write_errors == attempts[0] - runtime.cuts
+
+
+class DeafLog(MemoryLog):
+    """Takes no state."""
+
+    async def send(self, batch: Batch, tp: TP) -> asyncio.Future[int]:
+        if tp.topic.startswith("state."):
+            raise BrokerAwayError("a batch was not acknowledged")
+        return await super().send(batch, tp)
+
+
+async def test_a_sink_whose_every_commit_fails_gives_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """That it has nothing to save between two cuts is no success of the broker's."""
+    monkeypatch.setattr("orderflow.streaming.runtime.RETRY_FIRST_SEC", 0.001)
+    monkeypatch.setattr("orderflow.streaming.runtime.RETRY_MOST_SEC", 0.002)
+    codecs, log = make_codecs(), DeafLog()
+    await write_journal(log, codecs, 60)
+    runtime = SinkRuntime(
+        log,
+        codecs,
+        ServiceSpec("sinks", (JOURNAL,), (), "f"),
+        RuntimeOptions(poll_wait_ms=1, max_poll_records=5, snapshot_sec=0.0, broker_patience_sec=0.2),
+        lambda partition: FlakySink([], flaky=False),
+    )
+    with pytest.raises(BrokerAwayError):
+        await asyncio.wait_for(runtime.run(), 20)
+    assert runtime.stats.broker_losses > 1

@@ -16,6 +16,7 @@ from orderflow.lake.layout import (
     jsonl_path,
     kinds,
     parquet_path,
+    partition_of,
     path_part,
     raw_fields,
     raw_path,
@@ -136,3 +137,20 @@ def test_a_name_too_long_for_a_file_is_cut_and_stays_distinct() -> None:
     assert first != second
     assert max(len(first.encode()), len(second.encode())) <= layout.MAX_NAME_BYTES
     assert len(path_part("\U000e0001" * 300).encode()) <= layout.MAX_NAME_BYTES
+
+
+def test_a_file_says_which_partition_it_is_of() -> None:
+    for partition in (0, 3, 11, 123):
+        cut = cut_name("a-p07-1", partition, 1, 10**13)
+        for path in (
+            parquet_path("ofi", "BTC", 1, cut),
+            raw_path(partition, 1, cut),
+            jsonl_path("BTC", 61, "a-p07-1", partition, 1, 2),
+        ):
+            assert partition_of(path.rpartition("/")[2]) == partition
+    for name in (
+        "signals.sqlite",
+        "part-s-p03-1-2.parquet",
+        ".orderflow-tmp-0-part-s-p03-000000000001-000000000002.jsonl",
+    ):
+        assert partition_of(name) is None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from orderflow.errors import LogError
+from orderflow.errors import BrokerAwayError, LogError
 from orderflow.streaming.log import TP, Batch
 from orderflow.streaming.memory_log import MemoryLog
 from orderflow.streaming.writer import Writer
@@ -85,3 +85,46 @@ async def test_an_abandoned_writer_sends_nothing_more() -> None:
     assert (await log.end_offsets([HERE])) == {HERE: 1}
     with pytest.raises(LogError, match="given up"):
         await writer.ship()
+
+
+class RefusingLog(MemoryLog):
+    """Fails as the client does where it did not foresee something."""
+
+    def __init__(self, failure: BaseException, *, at_once: bool) -> None:
+        super().__init__()
+        self._failure = failure
+        self._at_once = at_once
+
+    async def send(self, batch: Batch, tp: TP) -> asyncio.Future[int]:
+        if self._at_once:
+            raise self._failure
+        future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        if isinstance(self._failure, asyncio.CancelledError):
+            future.cancel()
+        else:
+            future.set_exception(self._failure)
+        return future
+
+
+@pytest.mark.parametrize("at_once", [False, True])
+@pytest.mark.parametrize("failure", [AssertionError("Unrecognized partition"), asyncio.CancelledError()])
+async def test_whatever_a_delivery_fails_with_is_told_to_those_who_wait(failure: BaseException, at_once: bool) -> None:
+    writer = Writer(RefusingLog(failure, at_once=at_once))
+    writer.append(HERE, b"", b"1", 0)
+    for wait in (writer.settled, writer.flush, writer.ship):
+        with pytest.raises(BrokerAwayError, match=r"rows\[0\]: a batch was not delivered: (Assertion|Cancelled)Error"):
+            await asyncio.wait_for(wait(), 5)
+
+
+async def test_a_failing_listener_stops_the_writer() -> None:
+    def fail(tp: TP, base: int, count: int) -> None:
+        raise ValueError("not mine")
+
+    writer = Writer(MemoryLog(), on_delivery=fail)
+    writer.append(HERE, b"", b"1", 0)
+    writer.append(THERE, b"", b"1", 0)
+    with pytest.raises(BrokerAwayError, match="not mine"):
+        await asyncio.wait_for(writer.flush(), 5)
+    writer.append(HERE, b"", b"2", 0)
+    with pytest.raises(BrokerAwayError, match="not mine"):
+        await asyncio.wait_for(writer.flush(), 5)

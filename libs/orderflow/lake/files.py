@@ -183,6 +183,29 @@ def _remove_if_dead(path: str) -> bool:
         os.close(descriptor)
 
 
+def first_file(tree: Path, wanted: Callable[[str], bool]) -> Path | None:
+    """The first file below a folder, in the order of paths, whose name is wanted; None where there is none.
+
+    Raises
+    ------
+    LakeError
+        A folder can't be read.
+    """
+
+    def failed(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError):
+            raise LakeError(
+                f"{error.filename} can't be read: {error.strerror}; let the service's user read it"
+            ) from error
+
+    for folder, folders, names in os.walk(tree, onerror=failed):
+        folders.sort()
+        for name in sorted(names):
+            if wanted(name):
+                return Path(folder, name)
+    return None
+
+
 def sweep(tree: Path) -> int:
     """Remove what dead writers left under the newest dates of a tree of `date=` folders; returns how many files."""
     try:

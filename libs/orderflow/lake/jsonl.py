@@ -28,6 +28,7 @@ class JsonlForm:
     """
 
     kind: ClassVar[str] = "signals"
+    tree: ClassVar[str | None] = JSONL_ROOT
 
     def __init__(self, root: Path, put: Callable[[str, memoryview, Callable[[Path], None]], None]) -> None:
         """Remove what dead writers left under `root`, and begin.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime as dt
 import hashlib
 import json
+import re
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Final
@@ -34,6 +35,10 @@ RAW_ROOT: Final = "data/raw"
 JSONL_ROOT: Final = "signals/jsonl"
 SIGNALS_DATABASE: Final = "signals/signals.sqlite"
 CHECKPOINT: Final = "state/checkpoint.json"
+
+_FILE_NAME: Final = re.compile(
+    r"(?:part|signals)-.+-p(\d\d+)(?:-\d+T\d+)?-\d{12,}-\d{12,}\.(?:parquet|ndjson\.zst|jsonl)", re.DOTALL
+)
 
 PAYLOAD_ENCODING: Final = "payload_encoding"
 """Field that a raw line has besides the journal's own: utf-8 or base64."""
@@ -260,6 +265,12 @@ def parquet_path(kind: str, symbol: str | None, day: int, cut: str) -> str:
     """Path of a Parquet file below the lake's root."""
     folder = path_part(symbol) if symbol else NO_SYMBOL
     return f"{PARQUET_ROOT}/date={date_text(day)}/symbol={folder}/kind={kind}/part-{cut}.parquet"
+
+
+def partition_of(name: str) -> int | None:
+    """The partition that a file of the lake belongs to, by its name; None where it is none of ours."""
+    found = _FILE_NAME.fullmatch(name)
+    return int(found[1]) if found else None
 
 
 def raw_path(partition: int, day: int, cut: str) -> str:

@@ -241,6 +241,9 @@ class LakeSink(CutSink):
             written.append(("raw", FileWritten(path, raw.lines, len(data))))
         return written
 
+    def _trees(self) -> tuple[str, ...]:
+        return PARQUET_ROOT, RAW_ROOT
+
     def _clear(self) -> None:
         self._buffers.clear()
         self._raw.clear()

@@ -28,6 +28,8 @@ class SignalForm(Protocol):
 
     kind: ClassVar[str]
     """Under which its rows are counted."""
+    tree: ClassVar[str | None]
+    """Folder with files whose names depend on where the cuts lie; None where a cut made elsewhere does no harm."""
 
     def add(self, record: Record) -> None:
         """Buffer a signal."""

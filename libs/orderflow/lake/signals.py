@@ -113,6 +113,9 @@ class SignalSink(CutSink):
         cut = SignalCut(self.session, self.partition, self._minute, self.first_seq, self.last_seq, self._signals)
         return [(form.kind, file) for form in self._forms for file in form.write(cut)]
 
+    def _trees(self) -> tuple[str, ...]:
+        return tuple(form.tree for form in self._forms if form.tree is not None)
+
     def _clear(self) -> None:
         for form in self._forms:
             form.clear()

@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Final, NamedTuple, Protocol
 import msgspec
 
 from orderflow.lake import files
-from orderflow.lake.layout import LakeError
+from orderflow.lake.layout import LakeError, partition_of
 from orderflow.processor import Record
 from orderflow.streaming.journal import session_of
 
@@ -75,6 +75,16 @@ class FileSink(Protocol):
 
     def restore(self, states: Mapping[str, bytes]) -> None:
         """Go on from what `state` returned after some cut."""
+        ...
+
+    def check_rebuild(self) -> None:
+        """Called before anything is computed anew from the oldest retained input. Blocks; to be run in a thread.
+
+        Raises
+        ------
+        LakeError
+            Files of this partition are there already: other cuts would repeat their rows, or replace them by fewer.
+        """
         ...
 
     @abstractmethod
@@ -138,6 +148,10 @@ class CutSink(ABC):
     @abstractmethod
     def _clear(self) -> None:
         """Empty the buffers: what was in them is durable."""
+
+    @abstractmethod
+    def _trees(self) -> tuple[str, ...]:
+        """Folders below the root with files whose names depend on where the cuts lie."""
 
     def _begin_session(self) -> None:
         """Forget what a new session must not inherit."""
@@ -227,6 +241,22 @@ class CutSink(ABC):
                 "see to the disk: the log keeps the data and writing goes on from there"
             ) from error
 
+    def check_rebuild(self) -> None:
+        """See `FileSink.check_rebuild`.
+
+        Where retention has passed the record that names the session, or inputs begin at different places, neither the
+        names nor the rows of the first files are those of a reader who was there from the start.
+        """
+        for tree in self._trees():
+            held = files.first_file(self.root / tree, lambda name: partition_of(name) == self.partition)
+            if held is not None:
+                raise LakeError(
+                    f"STATE_REBUILD=true would write into {self.root / tree}, which holds files of partition "
+                    f"{self.partition} already ({held.name}): their rows would be written twice, or replaced by fewer. Set "
+                    f"another DATA_DIR, or move {' and '.join(str(self.root / each) for each in self._trees())} away; "
+                    "where these files come from a rebuild that was interrupted, start without STATE_REBUILD: it goes on"
+                )
+
     # -- state ----------------------------------------------------------------------------------------------------
 
     def state(self) -> dict[str, bytes]:
@@ -254,8 +284,8 @@ def decode_state(data: bytes, type_: type[Any]) -> Any:
         return msgspec.msgpack.decode(data, type=type_)
     except msgspec.DecodeError as error:
         raise LakeError(
-            f"the saved state of a file sink can't be read ({error}): set STATE_REBUILD=true to begin anew from the "
-            "oldest retained input"
+            f"the saved state of a file sink can't be read ({error}): start once with STATE_REBUILD=true and "
+            "another DATA_DIR to begin anew from the oldest retained input"
         ) from error
 
 

@@ -42,6 +42,7 @@ from orderflow.topics import SIGNALS
 
 logger = logging.getLogger(__name__)
 
+JSONL_FIRST: Final = " (where JSON Lines are kept too, move their folder away first)"
 TABLE: Final = "signals"
 KEY: Final = ("session", "symbol", "seq", "sub")
 BUSY_SEC: Final = 1.0
@@ -126,6 +127,7 @@ class SqliteForm:
     """Signals of one partition, buffered for the database."""
 
     kind: ClassVar[str] = "sqlite"
+    tree: ClassVar[str | None] = None
 
     def __init__(self, database: SignalDatabase, failed: Callable[[OSError], None]) -> None:
         """`failed` is told of every failed attempt to write."""
@@ -318,8 +320,8 @@ class SignalDatabase:
         if new and cut.signals_before:
             logger.warning(
                 "%s is made anew and begins with seq %d of partition %d: %d signals of this partition were written before. "
-                "Where the old file is lost, STATE_REBUILD=true writes again what the log still has",
-                self.path, cut.first_seq, cut.partition, cut.signals_before,
+                "Where the old file is lost, one start with STATE_REBUILD=true writes again what the log still has%s",
+                self.path, cut.first_seq, cut.partition, cut.signals_before, JSONL_FIRST,
             )  # fmt: skip
         return connection
 
@@ -337,7 +339,8 @@ class SignalDatabase:
             raise LakeError(
                 f"{self.path} has another table {TABLE!r}, {' and '.join(says) or 'of other types or another key'}: stop the "
                 "service, move the file away with its -wal and -shm, and start it again: a new file begins where the old "
-                "one ends, and STATE_REBUILD=true writes into it all that the log still has; nothing is lost meanwhile"
+                "one ends, and one start with STATE_REBUILD=true writes into it all that the log still has"
+                f"{JSONL_FIRST}; nothing is lost meanwhile"
             )
 
     def _on_disk(self) -> tuple[int, int] | None:
@@ -360,8 +363,8 @@ class SignalDatabase:
         if code in _DAMAGE:
             return LakeError(
                 f"{self.path} is damaged ({error}): stop the service, move the file away with its -wal and -shm, and start "
-                "it again with STATE_REBUILD=true: what the log still has is written into a new file; `sqlite3 FILE "
-                ".recover` reads what is left of the old one"
+                f"it once with STATE_REBUILD=true: what the log still has is written into a new file{JSONL_FIRST}; "
+                "`sqlite3 FILE .recover` reads what is left of the old one"
             )
         return LakeError(
             f"{self.path}: a signal can't be written ({error}): records must be decoded with the topic's schema; the log "

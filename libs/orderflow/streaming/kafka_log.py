@@ -101,8 +101,7 @@ class KafkaReader:
         except OffsetOutOfRangeError as error:
             raise LogError(
                 f"a position lies outside the retained data: {error.args}; retention has passed it, or the topic was "
-                "made anew: set STATE_REBUILD=true to compute the state from the oldest input that is kept, or start from "
-                "the lake"
+                "made anew: the next start says which, and what to do"
             ) from error
         except KafkaError as error:
             raise BrokerAwayError(f"reading failed: {error!r}; see whether the broker runs") from error

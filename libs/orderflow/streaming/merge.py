@@ -64,6 +64,18 @@ class Input:
         return self.waiting[0][0] - 1 if self.waiting else self.promised
 
     @property
+    def resumable(self) -> int:
+        """What a restart at `oldest_offset` may take as promised.
+
+        Places of filtered records need no second look. Where nothing else waits reading goes on behind the newest
+        promise, which would never be read again.
+        """
+        for seq, _, record in self.waiting:
+            if record is not None:
+                return seq - 1
+        return self.promised
+
+    @property
     def oldest_offset(self) -> int:
         """Offset of the oldest record not yet released; where a restart has to begin reading."""
         for _, _, record in self.waiting:

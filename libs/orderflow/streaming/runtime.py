@@ -74,6 +74,7 @@ class RuntimeOptions:
     max_buffered: int = 20_000
     """Records of one input that may wait for another input before the faster one is paused."""
     rebuild: bool = False
+    """Compute each partition anew from the oldest retained input, when this process takes it over for the first time."""
     broker_patience_sec: float = PATIENCE_SEC
     """How long a broker may be away, or fail again and again, before the process gives up."""
 
@@ -203,7 +204,7 @@ class PartitionBase(ABC):
                 positions.append(InputPosition(each.topic, record.offset, done_seq, done_sub, seq - 1))
             else:
                 positions.append(
-                    InputPosition(each.topic, each.oldest_offset, each.taken_seq, each.taken_sub, each.frontier)
+                    InputPosition(each.topic, each.oldest_offset, each.taken_seq, each.taken_sub, each.resumable)
                 )
         return positions
 
@@ -410,11 +411,14 @@ class ProcessorTask(PartitionBase):
 
         Not the log's own tail: a re-run may still be behind that.
         """
-        ends = self.writer.next_offset
-        return [
-            OutputTail(topic, *self.last_out[topic], ends.get(self.outputs[topic], self.scanned_to.get(topic, 0)))
-            for topic in sorted(self.last_out)
-        ]
+        return [self._output_tail(topic, place) for topic, place in sorted(self.last_out.items())]
+
+    def _output_tail(self, topic: str, place: tuple[int, int]) -> OutputTail:
+        scanned_to = self.scanned_to.get(topic, 0)
+        written = self.tails[topic]
+        if place < written:  # what this process has written since lies behind records that are newer than `place`
+            return OutputTail(topic, *place, scanned_to, *written)
+        return OutputTail(topic, *place, self.writer.next_offset.get(self.outputs[topic], scanned_to))
 
     def restore(self, restored: Restored) -> None:
         self.restore_inputs(restored.commit)
@@ -424,7 +428,7 @@ class ProcessorTask(PartitionBase):
             if tail.topic in self.last_out:
                 # What was emitted for the last seq before the snapshot counts on: its next record has the next sub.
                 self.last_out[tail.topic] = (tail.seq, tail.sub)
-                self.tails[tail.topic] = max(self.tails[tail.topic], (tail.seq, tail.sub))
+                self.tails[tail.topic] = max(self.tails[tail.topic], tail.written)
                 self.scanned_to[tail.topic] = tail.end_offset
 
 
@@ -460,6 +464,8 @@ class ServiceRuntime(ABC):
         self._paused: set[TP] = set()
         self._buffered: dict[int, int] = {}
         self._more_due = False
+        self._rebuilt: set[int] = set()
+        """Partitions that were computed anew as asked for: taken over again, they go on."""
         self._unfinished: set[int] = set()
         """Partitions to look at though nothing new has come: not looked at yet, not at rest yet, a cut to make."""
         self._stopping = asyncio.Event()
@@ -468,6 +474,7 @@ class ServiceRuntime(ABC):
         """The snapshot that is being written beside the work."""
         self._retry_sec = RETRY_FIRST_SEC
         self._failing_since: float | None = None
+        self._failed_at: float | None = None
         self._instance = uuid.uuid4().hex[:12]
         self._snapshot_count = 0
         self._logical: dict[str, str] = {self.physical_input(topic): topic for topic in spec.inputs}
@@ -485,6 +492,9 @@ class ServiceRuntime(ABC):
 
     async def snapshot(self, partitions: Sequence[int]) -> None:
         """Make everything so far durable and save where it stands."""
+
+    async def check_rebuild(self, task: Any) -> None:
+        """Raise where a partition may not be computed anew."""
 
     def restore_task(self, task: Any, restored: Restored) -> None:
         task.restore(restored)
@@ -590,7 +600,10 @@ class ServiceRuntime(ABC):
         saving, self._saving = self._saving, None
         if saving is not None:
             await saving
-            self._retry_sec, self._failing_since = RETRY_FIRST_SEC, None
+
+    def note_durable(self) -> None:
+        """The broker has taken work: what fails from now on is a failure of its own."""
+        self._retry_sec, self._failing_since = RETRY_FIRST_SEC, None
 
     async def _begin_again(self, error: BrokerAwayError) -> None:
         """Forget what the broker may not have taken, wait, and let everything be recovered from the snapshots.
@@ -598,6 +611,9 @@ class ServiceRuntime(ABC):
         What is still under way can arrive later: it is the same as what will be written again, and dropped as such.
         """
         now = time.monotonic()
+        if self._failed_at is not None and now - self._failed_at > self.options.broker_patience_sec:
+            self.note_durable()  # it has failed nothing for long: there may have been nothing to make durable
+        self._failed_at = now
         self._failing_since = self._failing_since or now
         if now - self._failing_since > self.options.broker_patience_sec:
             raise error
@@ -742,9 +758,9 @@ class ServiceRuntime(ABC):
         state_tps = {partition: TP(self.physical(self.spec.state_topic), partition) for partition in partitions}
         snapshots = await load_newest(self.log, state_tps.values())
         tails = await self._read_tails(partitions, {p: snapshots[tp] for p, tp in state_tps.items()})
-        begins = await self.log.begin_offsets(
-            TP(self.physical_input(topic), partition) for topic in self.spec.inputs for partition in partitions
-        )
+        inputs = [TP(self.physical_input(topic), partition) for topic in self.spec.inputs for partition in partitions]
+        begins = await self.log.begin_offsets(inputs)
+        ends = await self.log.end_offsets(inputs)
         by_hand = await self._offsets_by_hand(partitions)
         crash.point("recovering")
         for partition in partitions:
@@ -756,26 +772,52 @@ class ServiceRuntime(ABC):
             restored = snapshots[state_tps[partition]]
             if by_hand.get(partition):
                 await self._obey(task, by_hand[partition], restored, begins)
-            if (
-                restored is not None
-                and check_fingerprint(
-                    restored.commit,
-                    self.spec.fingerprint,
-                    CODE_VERSION,
-                    state_tps[partition],
-                    rebuild=self.options.rebuild,
-                )
-                and self._retained(restored, begins, partition)
-            ):
+            rebuild = self.options.rebuild and partition not in self._rebuilt
+            if rebuild:
+                await self.check_rebuild(task)
+            if restored is None:
+                if not by_hand.get(partition):
+                    await self._learn_epoch(task)
+            elif rebuild:
+                await self._begin_lineage(task, restored, ends)
+            else:
+                check_fingerprint(restored.commit, self.spec.fingerprint, CODE_VERSION, state_tps[partition])
+                self._check_retained(restored, begins, ends, partition)
                 self.restore_task(task, restored)
-                task.saved_hour = hour_of(
-                    self.spec.state_name or self.spec.name, restored.commit.clock_ts_ns, self.options.snapshot_sec
-                )
+                task.saved_hour = self._hour_of(restored.commit.clock_ts_ns)
                 self.stats.recoveries += 1
-            elif restored is not None:
-                task.lineage = restored.commit.lineage + 1
+            if rebuild:
+                self._rebuilt.add(partition)
             self.tasks[partition] = task
         self.stats.recovery_sec = time.monotonic() - started
+
+    async def _begin_lineage(self, task: Any, restored: Restored, ends: Mapping[TP, int]) -> None:
+        """Compute a partition anew from the oldest retained input; what its outputs hold already stays as it is.
+
+        Raises
+        ------
+        LogError
+            An input was made anew: its records would be numbered below what the outputs hold, and be suppressed.
+        """
+        if self.spec.outputs:
+            self._check_ends(restored, ends, task.partition)
+        task.lineage = restored.commit.lineage + 1
+        task.saved_hour = self._hour_of(0)  # a beginning is no snapshot of an hour
+        await self._learn_epoch(task)
+        await self._save_beginning(task)
+        logger.warning(
+            "%s partition %d is computed anew from the oldest retained input: %s",
+            self.spec.name, task.partition, {each.topic: each.next_offset for each in task.merger.inputs},
+        )  # fmt: skip
+
+    async def _learn_epoch(self, task: Any) -> None:
+        """Where reading begins in the middle of the journal: the `open` that announced its epoch lies before that."""
+        if task.view is not None and (offset := task.by_topic[JOURNAL].next_offset) > 0:
+            tp = TP(self.physical_input(JOURNAL), task.partition)
+            task.view.epoch = task.epoch = await epoch_at(self.log, tp, offset)
+
+    def _hour_of(self, clock_ts_ns: int) -> int:
+        return hour_of(self.spec.state_name or self.spec.name, clock_ts_ns, self.options.snapshot_sec)
 
     async def _offsets_by_hand(self, partitions: Sequence[int]) -> dict[int, dict[str, int]]:
         """Offsets that somebody has given the group with Kafka's own tools: partition -> topic -> offset."""
@@ -823,8 +865,7 @@ class ServiceRuntime(ABC):
         for topic, offset in offsets.items():
             tp = TP(self.physical_input(topic), partition)
             task.by_topic[topic].next_offset = max(offset, begins[tp])
-            if topic == JOURNAL:
-                task.view.epoch = task.epoch = await epoch_at(self.log, tp, offset)
+        await self._learn_epoch(task)
         await self._save_beginning(task)
         logger.info("%s begins at offsets given by hand, without a past: %s", self.spec.name, given)
 
@@ -837,24 +878,39 @@ class ServiceRuntime(ABC):
     def _commit_of(self, task: ProcessorTask) -> Commit:
         return task.commit_record(task.positions(), task.output_tails(), self.spec.fingerprint)
 
-    def _retained(self, restored: Restored, begins: Mapping[TP, int], partition: int) -> bool:
-        """Whether everything behind a snapshot is still there; False where not and a rebuild was asked for."""
+    def _check_retained(
+        self, restored: Restored, begins: Mapping[TP, int], ends: Mapping[TP, int], partition: int
+    ) -> None:
+        """Raise where something behind a snapshot is gone."""
         for position in restored.commit.inputs:
             begin = begins[TP(self.physical_input(position.topic), partition)]
             if position.next_offset < begin:
-                if self.options.rebuild:
-                    return False
                 raise LogError(
                     f"{self.spec.name}: the newest snapshot of partition {partition} goes on at offset "
                     f"{position.next_offset} of {position.topic}, but the oldest retained is {begin}: retention has "
-                    "passed it; set STATE_REBUILD=true to begin a new lineage, or replay from the lake"
+                    "passed it; start once with STATE_REBUILD=true to compute the state anew from the oldest retained "
+                    "input (lake and sinks: into a DATA_DIR that holds no files of theirs), or replay from the lake"
                 )
-        return True
+        self._check_ends(restored, ends, partition)
+
+    def _check_ends(self, restored: Restored, ends: Mapping[TP, int], partition: int) -> None:
+        """Raise where an input ends before the place that a snapshot goes on from."""
+        for position in restored.commit.inputs:
+            end = ends[TP(self.physical_input(position.topic), partition)]
+            if end < position.next_offset:
+                remedy = "" if self.spec.outputs else ", or start once with STATE_REBUILD=true and another DATA_DIR"
+                raise LogError(
+                    f"{self.spec.name}: the newest snapshot of partition {partition} goes on at offset "
+                    f"{position.next_offset} of {position.topic}, which ends at {end}: the topic was made anew or lost "
+                    f"records; restore it, or set another TOPIC_PREFIX{remedy}"
+                )
 
     async def _read_tails(
         self, partitions: Sequence[int], snapshots: Mapping[int, Restored | None]
     ) -> dict[int, dict[str, tuple[int, int]]]:
-        """The newest (seq, sub) of each output, read from its own end back to where the snapshot saw it.
+        """The newest (seq, sub) of each output: what its snapshot knows, and what stands behind that.
+
+        Both count whether or not the snapshot will be gone on from: what was written once is not written again.
 
         Raises
         ------
@@ -876,6 +932,7 @@ class ServiceRuntime(ABC):
         for tp, (topic, partition) in tps.items():
             for tail in _tails_of(snapshots.get(partition)):
                 if tail.topic == topic:
+                    tails[partition][topic] = tail.written
                     if ends[tp] < tail.end_offset:
                         raise LogError(
                             f"{tp.topic}[{tp.partition}] ends at offset {ends[tp]}, and the newest snapshot of "
@@ -890,7 +947,7 @@ class ServiceRuntime(ABC):
                 topic, partition = tps[tp]
                 found = max((peek(r.value)[:2] for r in records[tp] if r.value is not None), default=None)
                 if found is not None:
-                    tails[partition][topic] = found
+                    tails[partition][topic] = max(found, tails[partition].get(topic, NOTHING))
                 elif start > begins[tp]:
                     windows[tp] *= 4
                     continue
@@ -903,10 +960,12 @@ class ServiceRuntime(ABC):
         Durable once the writer of state is flushed.
         """
         name = self.spec.state_name or self.spec.name
-        hour = hour_of(name, commit.clock_ts_ns, self.options.snapshot_sec)
+        hour = self._hour_of(commit.clock_ts_ns)
         if task.saved_hour is None or hour > task.saved_hour:
             hourly = TP(self.physical(HOURLY), task.partition)
             await self._append_snapshot(hourly, states, commit, (await self.log.end_offsets([hourly]))[hourly], name)
+            # First: a restart from this state takes the hour's snapshot as written.
+            await self.state_writer.settled()
         task.saved_hour = hour
         tp = TP(self.physical(self.spec.state_topic), task.partition)
         own_end = self.state_writer.next_offset.get(tp)
@@ -1002,6 +1061,7 @@ class ProcessorRuntime(ServiceRuntime):
         crash.point("snapshot-written")
         await self.commit_offsets({task.partition: commit.inputs for task, _, commit in saved})
         crash.point("committed")
+        self.note_durable()
         self.stats.snapshots += 1
         self.stats.last_snapshot_at = time.time()
 

@@ -46,7 +46,8 @@ class SinkTask(PartitionBase):
         codecs: Codecs,
         stats: Stats,
         commit: Callable[[SinkTask, list[InputPosition], Any], Any],
-        blocked: Callable[[SinkTask, OrderflowError], None],
+        note: Callable[[SinkTask, list[InputPosition], Any], Any],
+        blocked: Callable[[SinkTask, Exception], None],
     ) -> None:
         super().__init__(partition, sink.inputs, codecs, stats)
         self.sink = sink
@@ -59,6 +60,9 @@ class SinkTask(PartitionBase):
         self._retry_at = 0.0
         self._retry_sec = RETRY_FIRST_SEC
         self._commit = commit
+        self._note = note
+        self._committed: tuple[list[InputPosition], Any] | None = None
+        """A cut that is committed and has to be noted yet."""
         self._blocked = blocked
 
     async def advance(self, limit: int) -> int:
@@ -106,20 +110,32 @@ class SinkTask(PartitionBase):
         return len(rest)
 
     async def _cut(self) -> bool:
-        """Write the files of a cut and commit; False where it has to be tried again later."""
+        """Write the files of a cut, commit and note it; False where it has to be tried again later."""
+        if self._committed is None:
+            try:
+                result = await asyncio.to_thread(self.sink.write)
+            except OrderflowError as error:
+                return self._wait(error)
+            positions = self.positions(self._rest)
+            await self._commit(self, positions, result)
+            self._committed = positions, result
         try:
-            result = await asyncio.to_thread(self.sink.write)
-        except OrderflowError as error:
-            self.stuck = True
-            self._retry_at = time.monotonic() + self._retry_sec
-            self._retry_sec = min(RETRY_MOST_SEC, self._retry_sec * 2)
-            self._blocked(self, error)
-            return False
+            await self._note(self, *self._committed)
+        except (OrderflowError, OSError) as error:
+            return self._wait(error)
+        self._committed = None
         self.stuck = False
         self._retry_sec = RETRY_FIRST_SEC
         self._cut_pending = False
-        await self._commit(self, self.positions(self._rest), result)
         return True
+
+    def _wait(self, error: Exception) -> bool:
+        """The disk takes nothing: pause this partition."""
+        self.stuck = True
+        self._retry_at = time.monotonic() + self._retry_sec
+        self._retry_sec = min(RETRY_MOST_SEC, self._retry_sec * 2)
+        self._blocked(self, error)
+        return False
 
     @property
     def released(self) -> Sequence[tuple[Input, int, int, LogRecord]]:
@@ -157,7 +173,7 @@ class SinkRuntime(ServiceRuntime):
         on_cut: Callable[[int, Any, list[InputPosition], SinkTask], None] | None = None,
         on_end: Callable[[], None] | None = None,
     ) -> None:
-        """`on_cut` is called after each commit; `on_end` once, when nothing is written any more."""
+        """`on_cut` is called after each commit, in a thread, and again where it failed; `on_end` once, when nothing is written any more."""
         super().__init__(log, codecs, spec, options)
         self._make = make
         self._on_cut = on_cut
@@ -174,14 +190,20 @@ class SinkRuntime(ServiceRuntime):
                 self._on_end()
 
     def make_task(self, partition: int) -> SinkTask:
-        return SinkTask(partition, self._make(partition), self.codecs, self.stats, self._commit_cut, self._blocked)
+        return SinkTask(
+            partition, self._make(partition), self.codecs, self.stats, self._commit_cut, self._note_cut, self._blocked
+        )
+
+    async def check_rebuild(self, task: SinkTask) -> None:
+        """See `FileSink.check_rebuild`."""
+        await asyncio.to_thread(task.sink.check_rebuild)
 
     @property
     def stuck(self) -> list[int]:
         """Partitions whose files cannot be written now."""
         return sorted(partition for partition, task in self.tasks.items() if task.stuck)
 
-    def _blocked(self, task: SinkTask, error: OrderflowError) -> None:
+    def _blocked(self, task: SinkTask, error: Exception) -> None:
         self.write_errors += 1
         logger.error("%s partition %d waits, nothing is lost: %s", self.spec.name, task.partition, error)
 
@@ -193,11 +215,14 @@ class SinkRuntime(ServiceRuntime):
         crash.point("snapshot-written")
         await self.commit_offsets({task.partition: positions})
         crash.point("committed")
+        self.note_durable()
         self.cuts += 1
         self.stats.snapshots += 1
         self.stats.last_snapshot_at = time.time()
+
+    async def _note_cut(self, task: SinkTask, positions: list[InputPosition], result: Any) -> None:
         if self._on_cut is not None:
-            self._on_cut(task.partition, result, positions, task)
+            await asyncio.to_thread(self._on_cut, task.partition, result, positions, task)
 
     async def snapshot(self, partitions: Sequence[int]) -> None:
         """Nothing: only a cut commits, and a cut never comes from the wall clock or a signal."""

@@ -22,6 +22,7 @@ ZSTD_LEVEL: Final = 3
 MAX_STATE_BYTES: Final = 64 << 20
 FIRST_WINDOW: Final = 256
 HOUR_NS: Final = 3_600_000_000_000
+_INTO: Final = " (lake and sinks: into a DATA_DIR that holds no files of theirs)"
 STAGGER: Final = {"normaliser": 0, "ofi": 1, "cvd": 1, "fusion": 2, "signal": 3, "lake": 4, "sinks": 4}
 """How many steps behind the full hour a service takes its hourly snapshot, in the order of computation.
 
@@ -40,14 +41,22 @@ class InputPosition(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     progress: int
 
 
-class OutputTail(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The newest record of an output."""
+class OutputTail(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """The newest record of an output that this computation has come to."""
 
     topic: str
     seq: int
     sub: int
     end_offset: int = 0
-    """Offset behind it when the snapshot was made: what came later is all that a recovery must look at."""
+    """Offset such that nothing newer than both places stands before it: a recovery must look only behind it."""
+    written_seq: int = -1
+    written_sub: int = -1
+    """The newest record that was ever written, where a re-run is still behind it; the log may keep it no longer."""
+
+    @property
+    def written(self) -> tuple[int, int]:
+        """(seq, sub) at or below which everything has been written."""
+        return max((self.seq, self.sub), (self.written_seq, self.written_sub))
 
 
 class Commit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -198,28 +207,26 @@ async def load_oldest(log: Log, tp: TP, suits: Suits = anything, service: str = 
         window *= 4
 
 
-def check_fingerprint(commit: Commit, fingerprint: str, code_version: str, tp: TP, *, rebuild: bool) -> bool:
-    """Whether a snapshot may be used; False: start anew.
+def check_fingerprint(commit: Commit, fingerprint: str, code_version: str, tp: TP) -> None:
+    """Refuse a snapshot that may not be gone on from.
 
     Raises
     ------
     LogError
-        It was made under other settings, and no rebuild was asked for.
+        It was made under other settings, or by another version of the code.
     """
     if commit.fingerprint == fingerprint and commit.code_version == code_version:
-        return True
-    if rebuild:
-        return False
+        return
     if commit.code_version != code_version:
         raise LogError(
             f"{tp.topic}[{tp.partition}]: the newest snapshot was made by version {commit.code_version} of the code, and "
-            f"this is {code_version}: run that one, choose another TOPIC_PREFIX, or set STATE_REBUILD=true to compute "
-            "the state anew from the oldest retained input"
+            f"this is {code_version}: run that one, choose another TOPIC_PREFIX, or start once with STATE_REBUILD=true to "
+            f"compute the state anew from the oldest retained input{_INTO}"
         )
     raise LogError(
         f"{tp.topic}[{tp.partition}]: the newest snapshot was made under the settings {commit.fingerprint[:12]}, and "
-        f"these are {fingerprint[:12]}: restore the old settings, choose another TOPIC_PREFIX, or set "
-        "STATE_REBUILD=true to compute the state anew from the oldest retained input"
+        f"these are {fingerprint[:12]}: restore the old settings, choose another TOPIC_PREFIX, or start once with "
+        f"STATE_REBUILD=true to compute the state anew from the oldest retained input{_INTO}"
     )
 
 

@@ -7,12 +7,15 @@ could be stored without it, a hole that no restart would see. What gathers meanw
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 from typing import Final
 
 from orderflow.errors import BrokerAwayError, LogError
 from orderflow.streaming import crash
 from orderflow.streaming.log import TP, Batch, Log
+
+logger = logging.getLogger(__name__)
 
 MAX_BATCHES: Final = 64
 """Batches not yet acknowledged, under way or gathering, beyond which `ship` waits."""
@@ -171,23 +174,33 @@ class Writer:
     async def _deliver(self, tp: TP, lane: _Lane, batch: Batch) -> None:
         try:
             base = await (await self._log.send(batch, tp))
-        except LogError as error:
+            self._acknowledged(tp, lane, base, len(batch))
+        except (Exception, asyncio.CancelledError) as error:
+            # Whatever it was: unless it is known here, everybody would wait for an acknowledgement that never comes.
+            if not isinstance(error, LogError):
+                detail = f"{tp.topic}[{tp.partition}]: a batch was not delivered: {error!r}"
+                logger.error(detail, exc_info=error)
+                error = BrokerAwayError(detail)
             self._failure = self._failure or error
             self._wake()
+            if _cancelled():
+                raise
             return
-        self._batches -= 1
-        lane.done += 1
-        self.records_sent += len(batch)
-        self.batches_sent += 1
-        if base >= 0:
-            self.next_offset[tp] = base + len(batch)
-        if self._on_delivery is not None:
-            self._on_delivery(tp, base, len(batch))
         crash.point("acknowledged")
         lane.task = None
         if lane.open and self._failure is None:
             self._start(tp, lane)
         self._wake()
+
+    def _acknowledged(self, tp: TP, lane: _Lane, base: int, count: int) -> None:
+        self._batches -= 1
+        lane.done += 1
+        self.records_sent += count
+        self.batches_sent += 1
+        if base >= 0:
+            self.next_offset[tp] = base + count
+        if self._on_delivery is not None:
+            self._on_delivery(tp, base, count)
 
     def _wake(self) -> None:
         """Wake everybody who waits; who comes later waits for the next time."""
@@ -202,3 +215,9 @@ class Writer:
                 f"the broker has acknowledged nothing for {self._patience_sec:g} s: look at it; nothing is lost, this "
                 "process goes on where it stood once restarted"
             )
+
+
+def _cancelled() -> bool:
+    """Whether the task that runs is itself being cancelled, not merely something that it waited for."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
