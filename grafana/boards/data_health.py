@@ -161,8 +161,8 @@ BOARD: Final = Board(
                 ),
                 Panel(
                     "Books against quotes",
-                    "Diffs whose best prices were held against the quote that they belong to, and disagreed. Above nothing "
-                    "for long: the book is wrong although it says that it is right.",
+                    "Diffs whose best prices were held against the quote that they belong to, and disagreed: the book is "
+                    "wrong, or a quote was lost on the way. Several quotes in a row prove the book wrong; an alert fires then.",
                     Unit.PercentUnit,
                     (
                         Query(

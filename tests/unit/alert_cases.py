@@ -156,7 +156,13 @@ CASES = (
     ),
     flag("BookNotSynced", 'book_synced{symbol="BTCUSDT"}', "0", "1", "1m", {"symbol": "BTCUSDT"}),
     Case(
-        "OracleFailed", {"oracle_failed_total": "0+0x20 2+0x60"}, "5m", "6m", "12m", {"oracle_failed_total": "7+0x60"}
+        "OracleFailed",
+        {"books_distrusted_total": "0+0x20 2+0x60"},
+        "5m",
+        "6m",
+        "12m",
+        # A lost quote fails updates of a right book.
+        {"books_distrusted_total": "7+0x60", "oracle_failed_total": "0+1x60"},
     ),
     Case("TradesLost", {"lost_trades_total": "0+0x20 2+0x80"}, "5m", "6m", "18m", {"lost_trades_total": "7+0x80"}),
     Case(

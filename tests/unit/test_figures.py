@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import pytest
 from lake_rows import T0_MS, record, tick
+from orderflow.counts import ProcessCounts
 from orderflow.errors import LogError
 from orderflow.ingest.metrics import NormaliserCollector
 from orderflow.lake.minutes import MAX_MINUTES, MinuteBuckets
@@ -195,7 +196,7 @@ def test_every_name_is_in_the_list_of_metrics(tmp_path: Path) -> None:
         *(kind(name) for name, kind in STAGE_FIGURES.items()),
         StatsCollector("lake", runtime, "f"),
         SinkCollector("lake", runtime, tmp_path),
-        NormaliserCollector(lambda: [NormaliserProcessor(NormaliserConfig())]),
+        NormaliserCollector(lambda: [NormaliserProcessor(NormaliserConfig())], ProcessCounts()),
     ]
     families = [family for collector in collectors for family in collector.collect()]
     assert len(families) > 60

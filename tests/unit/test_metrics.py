@@ -12,21 +12,29 @@ from typing import Any, cast
 
 import pytest
 from orderflow.config import load
+from orderflow.counts import ProcessCounts
 from orderflow.ingest.metrics import (
     MAX_LABELS,
-    MAX_SYMBOLS,
     NormaliserCollector,
     RecorderCollector,
+    counting,
     newest_latencies_ms,
 )
 from orderflow.ingest.service import build
 from orderflow.streaming.codec import Codecs, schema_text
+from orderflow.streaming.figures import MAX_SYMBOLS
 from orderflow.streaming.memory_log import MemoryLog
 from orderflow.streaming.metrics import StatsCollector
 from orderflow.streaming.runtime import ProcessorRuntime, RuntimeOptions, ServiceSpec
 from orderflow.streaming.service import MOST_INSTANCES, claim_metrics_file, keep_metrics_file, metrics_content
 from orderflow.topics import BY_NAME, EVENTS, JOURNAL, REJECTS, ROWS, TICKS
-from orderflow.venues.binance.normaliser import REJECT_REASONS, NormaliserConfig, NormaliserProcessor
+from orderflow.venues.binance.normaliser import (
+    GAP_REASONS,
+    REJECT_REASONS,
+    RESYNC_REASONS,
+    NormaliserConfig,
+    NormaliserProcessor,
+)
 from prometheus_client import CollectorRegistry, generate_latest
 from venue_journal import Feed
 
@@ -50,7 +58,8 @@ def samples(*collectors: Any) -> dict[str, float]:
 
 def test_names_that_users_rely_on_are_there_from_the_start() -> None:
     found = samples(
-        NormaliserCollector(lambda: [NormaliserProcessor(NormaliserConfig())]), RecorderCollector(FakeRecorder())
+        NormaliserCollector(lambda: [NormaliserProcessor(NormaliserConfig())], ProcessCounts()),
+        RecorderCollector(FakeRecorder()),
     )
     assert {
         'dedup_hits_total{stream="aggTrade"}',
@@ -62,6 +71,7 @@ def test_names_that_users_rely_on_are_there_from_the_start() -> None:
         "lost_trades_total",
         "oracle_checked_total",
         "oracle_failed_total",
+        "books_distrusted_total",
         'books{state="synced"}',
         'streams_silent{stream="depth"}',
     } <= set(found)
@@ -82,7 +92,7 @@ def test_what_the_normaliser_counts_is_exported() -> None:
     feed.diff(31, 40, 30)
     feed.step("gap", {"reason": "dropped", "streams": ["bookTicker"], "frames": 7}, symbol="BTCUSDT")
     feed.step("server_time", {"serverTime": feed.now_ms - 321})
-    found = samples(NormaliserCollector(lambda: [feed.processor]))
+    found = samples(NormaliserCollector(lambda: [feed.processor], feed.processor.counted))
     expected = {
         'dedup_hits_total{stream="bookTicker"}': 1,
         'rejects_total{reason="bad_price"}': 1,
@@ -108,7 +118,7 @@ def test_silent_streams_are_exported() -> None:
     feed.quote(1)
     for _ in range(20):
         feed.tick()
-    found = samples(NormaliserCollector(lambda: [feed.processor]))
+    found = samples(NormaliserCollector(lambda: [feed.processor], feed.processor.counted))
     assert found['stream_silent{stream="depth",symbol="BTCUSDT"}'] == 1
     assert found['streams_silent{stream="depth"}'] == 1
     assert found['streams_silent{stream="bookTicker"}'] == 0
@@ -121,20 +131,21 @@ def test_labels_of_symbols_are_bounded() -> None:
         feed.synced()
     for _ in range(20):
         feed.tick()
-    found = samples(NormaliserCollector(lambda: [feed.processor]))
+    found = samples(NormaliserCollector(lambda: [feed.processor], feed.processor.counted))
     assert len([name for name in found if name.startswith("book_synced")]) == MAX_SYMBOLS + 1
-    assert found['book_synced{symbol="other"}'] == 20
+    assert found['book_synced{symbol="other"}'] == 1, "all of the rest"
     assert found['stream_silent{stream="bookTicker",symbol="other"}'] == 20
     assert found['streams_silent{stream="bookTicker"}'] == MAX_SYMBOLS + 20
     assert found['books{state="synced"}'] == MAX_SYMBOLS + 20
 
 
 def test_figures_of_several_partitions_are_summed() -> None:
-    feeds = [Feed("BTCUSDT"), Feed("ETHUSDT")]
+    feeds, counted = [Feed("BTCUSDT"), Feed("ETHUSDT")], ProcessCounts()
     for feed in feeds:
+        feed.processor.counted = counted
         feed.quote(1)
         feed.quote(1)
-    found = samples(NormaliserCollector(lambda: [feed.processor for feed in feeds]))
+    found = samples(NormaliserCollector(lambda: [feed.processor for feed in feeds], counted))
     assert found['dedup_hits_total{stream="bookTicker"}'] == 2
 
 
@@ -287,6 +298,84 @@ async def test_the_file_holds_the_figures_and_a_full_disk_ends_nothing(
 
 def test_every_reason_of_a_reject_is_there_from_the_start() -> None:
     """A series that begins above 0 has not grown: the first rejects of a reason would be in no rate."""
-    found = samples(NormaliserCollector(lambda: [NormaliserProcessor(NormaliserConfig())]))
+    found = samples(NormaliserCollector(list, ProcessCounts()))
     assert {f'rejects_total{{reason="{reason}"}}' for reason in REJECT_REASONS} <= found.keys()
     assert found['rejects_total{reason="bad_json"}'] == 0
+
+
+def test_the_first_gap_resync_and_missing_frame_of_a_reason_are_growth_too() -> None:
+    found = samples(NormaliserCollector(list, ProcessCounts()))
+    assert found['gaps_total{reason="pu_mismatch"}'] == 0
+    assert found['gaps_total{reason="disconnected"}'] == 0
+    assert found['resyncs_total{reason="quote_mismatch"}'] == 0
+    assert found['missing_frames_total{reason="dropped"}'] == 0
+
+
+def test_reasons_that_are_told_from_the_start_are_those_that_come() -> None:
+    """Every literal reason of a gap or a resync in the normaliser, and of the recorder's gaps."""
+    libs = Path(__file__).resolve().parents[2] / "libs" / "orderflow"
+    text = (libs / "venues" / "binance" / "normaliser.py").read_text()
+    found = set(re.findall(r'self\._gap\(state, record, (?:trade\.)?ts_ms, "(\w+)"', text))
+    resyncs = set(re.findall(r'self\._resync\(state, "(\w+)"', text))
+    recorded = {"disconnected", "resubscribed"}
+    for name in ("websocket_recorder.py", "queue.py"):
+        recorded |= set(re.findall(r'"reason": "(\w+)", "streams"', (libs / "ingest" / name).read_text()))
+    assert {"pu_mismatch", "restart", "conflated", "dropped", "not_listed"} <= found | recorded
+    assert found | recorded | {"unknown"} == set(GAP_REASONS)
+    assert resyncs | {"pu_mismatch", "crossed_book"} <= set(RESYNC_REASONS) <= set(GAP_REASONS)
+
+
+COUNTED = ("dedup_hits", "rejects", "gaps", "resyncs", "missing", "market_events", "lost_trades", "oracle", "unrowed")
+
+
+def eventful_feed(counted: ProcessCounts) -> Feed:
+    """A feed in which something of each kind has happened."""
+    feed = Feed()
+    feed.processor.counted = counted
+    feed.tick()
+    feed.quote(5)
+    feed.quote(5)
+    feed.quote(6, b="x")
+    feed.trade(1)
+    feed.trade(5)
+    feed.tick(300)
+    feed.tick(6000)
+    feed.synced()
+    feed.diff(21, 25, 20)
+    feed.diff(31, 40, 30)
+    feed.step("gap", {"reason": "dropped", "streams": ["bookTicker"], "frames": 7}, symbol="BTCUSDT")
+    return feed
+
+
+def test_counts_of_the_normaliser_never_fall_and_are_not_restored() -> None:
+    """What a snapshot brings was counted by whoever saw it: a new process that shows it would have grown by it."""
+    counted = ProcessCounts()
+    feed = eventful_feed(counted)
+    owned: list[NormaliserProcessor] = []
+    collector = NormaliserCollector(lambda: owned, counted)
+    owned.append(feed.processor)
+    before = {name: value for name, value in samples(collector).items() if name.startswith(COUNTED)}
+    assert before["lost_trades_total"] == 3 and before['gaps_total{reason="pu_mismatch"}'] == 1
+    assert before["oracle_skipped_total"] > 0
+    owned.clear()
+    assert {name: samples(collector)[name] for name in before} == before, "the partition was given away"
+    make = counting(lambda partition: NormaliserProcessor(feed.processor.config, partition), counted)
+    again = cast(NormaliserProcessor, make(0))
+    again.restore(feed.processor.snapshot())
+    owned.append(again)
+    assert {name: samples(collector)[name] for name in before} == before, "and came back"
+    other = ProcessCounts()
+    make = counting(lambda partition: NormaliserProcessor(feed.processor.config, partition), other)
+    taken_over = cast(NormaliserProcessor, make(0))
+    taken_over.restore(feed.processor.snapshot())
+    found = samples(NormaliserCollector(lambda: [taken_over], other))
+    assert {name: value for name, value in found.items() if name.startswith(COUNTED) and value} == {}
+
+
+def test_what_a_gone_partition_counted_last_is_not_lost() -> None:
+    """Nobody need ask between the event and the loss of the partition, or the next session."""
+    counted = ProcessCounts()
+    eventful_feed(counted)
+    found = samples(NormaliserCollector(list, counted))
+    assert found["lost_trades_total"] == 3
+    assert found['rejects_total{reason="bad_price"}'] == 1

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
 from orderflow.streaming.runtime import ServiceRuntime, Stats
+from orderflow.streaming.writer import Writer
 
 Samples = Callable[[], list[float]]
 """Newest latencies of a hop, milliseconds."""
@@ -36,16 +37,24 @@ class StatsCollector:
         runtime: ServiceRuntime,
         fingerprint: str,
         hops: Mapping[str, Samples] | None = None,
+        also_written: Sequence[Writer] = (),
+        ready: Callable[[], bool] | None = None,
     ) -> None:
-        """`hops`: latencies that this process knows besides its own."""
+        """What this process has besides its runtime.
+
+        `hops`: latencies; `also_written`: writers; `ready`: what `/readyz` says, where it is more than the runtime's.
+        """
         self._service = service
         self._began_sec = time.time()
         self._runtime = runtime
         self._fingerprint = fingerprint
         self._hops = dict(hops or {})
+        self._also_written = list(also_written)
+        self._ready = ready or (lambda: runtime.ready)
 
     def collect(self) -> list[Any]:
         stats: Stats = self._runtime.stats
+        writers = [*self._runtime.writers, *self._also_written]
         families: list[Any] = []
         for name, text, value in (
             ("records_in", "records taken in canonical order", stats.records_in),
@@ -55,8 +64,8 @@ class StatsCollector:
             ("snapshots", "snapshots written", stats.snapshots),
             ("recoveries", "partitions recovered from a snapshot", stats.recoveries),
             ("broker_losses", "times that all was recovered because the broker had failed", stats.broker_losses),
-            ("batches_sent", "batches acknowledged", sum(each.batches_sent for each in self._runtime.writers)),
-            ("batch_records", "records of these batches", sum(each.records_sent for each in self._runtime.writers)),
+            ("batches_sent", "batches acknowledged", sum(each.batches_sent for each in writers)),
+            ("batch_records", "records of these batches", sum(each.records_sent for each in writers)),
         ):
             counter = CounterMetricFamily(f"orderflow_{name}", text, labels=["service"])
             counter.add_metric([self._service], value)
@@ -90,16 +99,16 @@ class StatsCollector:
             (
                 "orderflow_batches_outstanding",
                 "batches not yet acknowledged",
-                float(sum(each.outstanding for each in self._runtime.writers)),
+                float(sum(each.outstanding for each in writers)),
             ),
             (
                 "orderflow_unacknowledged_sec",
                 "how long the oldest batch under way has been waiting",
-                max(each.waiting_sec for each in self._runtime.writers),
+                max(each.waiting_sec for each in writers),
             ),
             ("orderflow_start_time_sec", "when this process began, seconds since the epoch", self._began_sec),
             ("orderflow_recovery_sec", "seconds that the newest recovery took", stats.recovery_sec),
-            ("orderflow_ready", "1 where the service owns partitions and works", float(self._runtime.ready)),
+            ("orderflow_ready", "1 where the service owns partitions and works", float(self._ready())),
             ("orderflow_broker_reachable", "1 where a broker has answered lately", float(self._runtime.log.reachable)),
             (
                 "orderflow_snapshot_age_sec",
