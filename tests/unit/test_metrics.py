@@ -7,7 +7,10 @@ import json
 import re
 import subprocess
 import sys
+import time
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -23,10 +26,14 @@ from orderflow.ingest.metrics import (
 from orderflow.ingest.service import build
 from orderflow.streaming.codec import Codecs, schema_text
 from orderflow.streaming.figures import MAX_SYMBOLS
+from orderflow.streaming.journal import EPOCH_HEADER
+from orderflow.streaming.log import TP
 from orderflow.streaming.memory_log import MemoryLog
 from orderflow.streaming.metrics import StatsCollector
+from orderflow.streaming.recorder import journal_record
 from orderflow.streaming.runtime import ProcessorRuntime, RuntimeOptions, ServiceSpec
 from orderflow.streaming.service import MOST_INSTANCES, claim_metrics_file, keep_metrics_file, metrics_content
+from orderflow.streaming.writer import Writer
 from orderflow.topics import BY_NAME, EVENTS, JOURNAL, REJECTS, ROWS, TICKS
 from orderflow.venues.binance.normaliser import (
     GAP_REASONS,
@@ -379,3 +386,139 @@ def test_what_a_gone_partition_counted_last_is_not_lost() -> None:
     found = samples(NormaliserCollector(list, counted))
     assert found["lost_trades_total"] == 3
     assert found['rejects_total{reason="bad_price"}'] == 1
+
+
+# -- the runtime's figures ---------------------------------------------------------------------------------------------
+
+
+def codecs_of(*topics: str) -> Codecs:
+    async def no_other(number: int) -> str:
+        raise AssertionError(number)
+
+    return Codecs(
+        dict.fromkeys(topics, 1), {each: schema_text(BY_NAME[each].schema or "") for each in topics}, no_other
+    )
+
+
+def runtime_of() -> ProcessorRuntime:
+    spec = ServiceSpec("normaliser", (JOURNAL,), (), "f")
+    make = partial(NormaliserProcessor, NormaliserConfig())
+    return ProcessorRuntime(MemoryLog(), codecs_of(JOURNAL, ROWS, TICKS, EVENTS, REJECTS), spec, RuntimeOptions(), make)
+
+
+AGE = 'orderflow_input_age_sec{service="ingestion"}'
+
+
+def test_the_age_of_the_input_is_that_of_the_partition_furthest_behind() -> None:
+    runtime = runtime_of()
+    collector = StatsCollector("ingestion", runtime, "f")
+    assert AGE not in samples(collector), "nothing is owned"
+    for partition in (0, 1, 2):
+        runtime.tasks[partition] = runtime.make_task(partition)
+    assert samples(collector)[AGE] == 0, "nobody knows of a symbol on any of them"
+    now_ms = int(time.time() * 1000)
+    runtime.tasks[0].has_symbols = runtime.tasks[1].has_symbols = True
+    runtime.tasks[0].note_processed(now_ms - 45_000, now_ms - 45_000)
+    runtime.tasks[1].note_processed(now_ms, now_ms)
+    runtime.tasks[2].note_processed(now_ms - 500_000, now_ms - 500_000)
+    assert 44 < samples(collector)[AGE] < 60, "not of one that has no symbols and is told the time every ten minutes"
+    runtime.lag._lags, runtime.lag._asked_sec = {TP(JOURNAL, 2): 7}, time.monotonic()
+    assert samples(collector)[AGE] > 499, "unless something waits there"
+
+
+def test_a_service_that_takes_nothing_after_a_restart_has_an_age() -> None:
+    runtime = runtime_of()
+    runtime.tasks[0] = task = runtime.make_task(0)
+    task.has_symbols = True
+    task.newest_stamp_ms -= 40_000
+    assert 39 < samples(StatsCollector("ingestion", runtime, "f"))[AGE] < 60
+
+
+def test_a_clock_that_was_ahead_mutes_nothing() -> None:
+    runtime = runtime_of()
+    runtime.tasks[0] = task = runtime.make_task(0)
+    task.has_symbols = True
+    now_ms = int(time.time() * 1000)
+    task.note_processed(now_ms + 3_600_000, now_ms + 3_600_000)
+    assert task.newest_stamp_ms <= int(time.time() * 1000)
+    task.note_processed(now_ms - 40_000, now_ms - 40_000)
+    assert samples(StatsCollector("ingestion", runtime, "f"))[AGE] > 39
+
+
+def test_nothing_grows_old_where_nothing_is_owned() -> None:
+    runtime = runtime_of()
+    runtime.stats.owned_at = time.time() - 1000
+    age = 'orderflow_snapshot_age_sec{service="ingestion"}'
+    assert samples(StatsCollector("ingestion", runtime, "f"))[age] == 0
+    runtime.tasks[0] = runtime.make_task(0)
+    assert samples(StatsCollector("ingestion", runtime, "f"))[age] > 999
+
+
+async def test_records_dropped_by_a_partition_that_is_gone_stay_counted() -> None:
+    runtime = runtime_of()
+    encode = runtime.codecs.encoder(JOURNAL)
+
+    def record(seq: int, epoch: int, symbol: str = "BTCUSDT") -> Any:
+        value = encode({**journal_record("tick", 1, symbol=symbol, payload=b"{}"), "seq": seq})
+        headers = ((EPOCH_HEADER, str(epoch).encode()),)
+        return SimpleNamespace(value=value, offset=seq, timestamp=1, key=symbol.encode(), headers=headers)
+
+    task = runtime.make_task(0)
+    runtime.tasks[0] = task
+    await task.push(JOURNAL, [record(1, 2), record(2, 2), record(2, 2), record(3, 1), record(1, 2)])
+    await task.push(JOURNAL, [record(3, 2), record(3, 2)])
+    expected = {
+        'orderflow_records_duplicate_total{service="ingestion"}': 3,
+        'orderflow_records_stale_epoch_total{service="ingestion"}': 1,
+    }
+    collector = StatsCollector("ingestion", runtime, "f")
+    assert {name: samples(collector)[name] for name in expected} == expected
+    task.meet_symbols(task.merger.run(10))
+    assert task.has_symbols
+    assert task.note_control({"kind": "config", "payload": b'{"type": "session", "session": "s"}'})
+    assert not task.has_symbols, "another session may have other symbols"
+    runtime.tasks.clear()
+    assert {name: samples(collector)[name] for name in expected} == expected
+
+
+def test_batches_count_on_over_a_broker_that_was_lost() -> None:
+    runtime = runtime_of()
+    for writer in runtime.writers:
+        writer.batches_sent, writer.records_sent = 3, 40
+    before = runtime.writers
+    runtime.renew_writers()
+    assert not set(map(id, runtime.writers)) & set(map(id, before))
+    found = samples(StatsCollector("ingestion", runtime, "f"))
+    assert found['orderflow_batches_sent_total{service="ingestion"}'] == 6
+    assert found['orderflow_batch_records_total{service="ingestion"}'] == 80
+
+
+def test_the_journals_writer_is_one_of_ingestions(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    codecs = codecs_of(JOURNAL, ROWS, TICKS, EVENTS, REJECTS)
+    config = load({"SOURCE": "capture", "CAPTURE": str(tmp_path / "none.gz")})
+    service, registry, _ = build(config, MemoryLog(), codecs)  # type: ignore[arg-type]
+    journal = cast(Any, service)._journal
+    journal.writer.batches_sent, journal.writer.records_sent, journal.writer._batches = 5, 70, 2
+    monkeypatch.setattr(Writer, "waiting_sec", property(lambda writer: 12.0 if writer is journal.writer else 0.0))
+    found = metrics_content("ingestion", registry)["metrics"]
+    expected = {
+        'orderflow_batches_sent_total{service="ingestion"}': 5,
+        'orderflow_batch_records_total{service="ingestion"}': 70,
+        'orderflow_batches_outstanding{service="ingestion"}': 2,
+        'orderflow_unacknowledged_sec{service="ingestion"}': 12,
+    }
+    assert {name: found[name] for name in expected} == expected
+
+
+def test_ready_is_what_the_page_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    codecs = codecs_of(JOURNAL, ROWS, TICKS, EVENTS, REJECTS)
+    config = load({"SOURCE": "capture", "CAPTURE": str(tmp_path / "none.gz")})
+    service, registry, _ = build(config, MemoryLog(), codecs)  # type: ignore[arg-type]
+    inside = cast(Any, service)
+    ready = 'orderflow_ready{service="ingestion"}'
+    monkeypatch.setattr(ProcessorRuntime, "ready", True)
+    assert not service.ready and metrics_content("ingestion", registry)["metrics"][ready] == 0
+    inside._recorder.ready = True
+    assert service.ready and metrics_content("ingestion", registry)["metrics"][ready] == 1
+    monkeypatch.setattr(Writer, "waiting_sec", property(lambda writer: 6.0 * (writer is inside._journal.writer)))
+    assert not service.ready and metrics_content("ingestion", registry)["metrics"][ready] == 0

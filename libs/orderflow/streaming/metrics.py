@@ -59,7 +59,8 @@ class StatsCollector:
         for name, text, value in (
             ("records_in", "records taken in canonical order", stats.records_in),
             ("records_suppressed", "outputs not written because they were there already", stats.suppressed),
-            ("records_duplicate", "records dropped because they had been taken", self._duplicates()),
+            ("records_duplicate", "records dropped because they had been taken", stats.duplicates),
+            ("records_stale_epoch", "journal records of a superseded recorder, dropped", stats.stale_epoch),
             ("progress_markers", "progress markers written", stats.markers_out),
             ("snapshots", "snapshots written", stats.snapshots),
             ("recoveries", "partitions recovered from a snapshot", stats.recoveries),
@@ -87,11 +88,13 @@ class StatsCollector:
             for quantile, latency_ms in quantiles(samples).items():
                 latency.add_metric([self._service, hop, quantile], latency_ms)
         families += [latency, self._lag()]
-        if stats.newest_stamp_ms:
+        if self._runtime.tasks:
             age = GaugeMetricFamily(
-                "orderflow_input_age_sec", "seconds since receipt of the newest record processed", labels=["service"]
+                "orderflow_input_age_sec",
+                "seconds since receipt of the newest record processed, of the partition that is furthest behind",
+                labels=["service"],
             )
-            age.add_metric([self._service], max(0.0, time.time() - stats.newest_stamp_ms / 1000))
+            age.add_metric([self._service], self._input_age_sec())
             families.append(age)
         for name, text, gauge_value in (
             ("queue_depth", "records waiting for another input", float(stats.buffered)),
@@ -113,7 +116,7 @@ class StatsCollector:
             (
                 "orderflow_snapshot_age_sec",
                 "seconds since the newest snapshot, or since partitions were taken over; 0 where none are owned",
-                time.time() - max(stats.last_snapshot_at, stats.owned_at) if stats.owned_at else 0.0,
+                self._snapshot_age_sec(),
             ),
         ):
             gauge = GaugeMetricFamily(name, text, labels=["service"])
@@ -136,5 +139,17 @@ class StatsCollector:
             lag.add_metric([self._service, self._runtime.logical_input(topic), str(partition)], records)
         return lag
 
-    def _duplicates(self) -> int:
-        return sum(each.duplicates for task in self._runtime.tasks.values() for each in task.merger.inputs)
+    def _snapshot_age_sec(self) -> float:
+        stats = self._runtime.stats
+        if not self._runtime.tasks or not stats.owned_at:
+            return 0.0
+        return time.time() - max(stats.last_snapshot_at, stats.owned_at)
+
+    def _input_age_sec(self) -> float:
+        """Of partitions that have something to do: symbols, whose ticks come several times a second, or a lag."""
+        runtime = self._runtime
+        behind = {partition for (_, partition), records in runtime.lag.lags.items() if records}
+        stamps = [
+            task.newest_stamp_ms for partition, task in runtime.tasks.items() if task.has_symbols or partition in behind
+        ]
+        return max(0.0, time.time() - min(stamps) / 1000) if stamps else 0.0

@@ -97,8 +97,6 @@ class Stats:
     owned_at: float = 0.0
     """When partitions were last taken over; what they recovered from is older than any snapshot made since."""
     buffered: int = 0
-    newest_stamp_ms: int = 0
-    """When the journal took the newest record that was processed."""
     latency_samples_ms: list[float] = field(default_factory=list)
     by_topic_in: dict[str, int] = field(default_factory=dict)
     by_topic_out: dict[str, int] = field(default_factory=dict)
@@ -117,7 +115,6 @@ class Stats:
         now_ms = time.time() * 1000
         self.sample_latency(now_ms - first_ms)
         self.sample_latency(now_ms - last_ms)
-        self.newest_stamp_ms = max(self.newest_stamp_ms, last_ms)
 
 
 def keep_newest(samples: list[float], value: float) -> None:
@@ -164,6 +161,19 @@ class PartitionBase(ABC):
         self.row_filter: frozenset[int] | None = None
         """Where set: enum indices of the third field that are wanted of `market.rows`; others only keep their place."""
         self.filtered_topic = ""
+        self.newest_stamp_ms = int(time.time() * 1000)
+        """When the journal took the newest record that was processed; before the first, when this partition came."""
+        self.has_symbols = False
+        """Whether records of a symbol come in this session: a partition without any is rarely told the time."""
+
+    def note_processed(self, first_ms: int, last_ms: int) -> None:
+        """The journal took the first and the last record of a batch then; a clock that was ahead hides nothing later."""
+        self.stats.sample_stamps(first_ms, last_ms)
+        self.newest_stamp_ms = min(last_ms, int(time.time() * 1000))
+
+    def meet_symbols(self, released: Sequence[tuple[Input, int, int, LogRecord]]) -> None:
+        """To be called before a batch is processed, which may begin another session."""
+        self.has_symbols = self.has_symbols or any(record.key for _, _, _, record in released)
 
     async def push(self, topic: str, records: Sequence[LogRecord]) -> None:
         """Take records of one input as they were read: markers, duplicates and all."""
@@ -172,6 +182,7 @@ class PartitionBase(ABC):
         wanted = self.row_filter if topic == self.filtered_topic else None
         view = self.view if topic == JOURNAL else None
         prefix = decoder.prefix
+        dropped = self._dropped(each)
         for record in records:
             value = record.value
             if value is None:
@@ -189,6 +200,16 @@ class PartitionBase(ABC):
                 each.push(seq, sub, record)
         if records:
             each.next_offset = records[-1].offset + 1
+        duplicates, stale = self._dropped(each)
+        self.stats.duplicates += duplicates - dropped[0]
+        self.stats.stale_epoch += stale - dropped[1]
+
+    def _dropped(self, each: Input) -> tuple[int, int]:
+        """Records of an input dropped so far: taken before, of a superseded recorder."""
+        view = self.view
+        if view is None or each.topic != JOURNAL:
+            return each.duplicates, 0
+        return each.duplicates + view.duplicates, view.stale
 
     def positions(self, rest: Sequence[tuple[Input, int, int, LogRecord]] = ()) -> list[InputPosition]:
         """Where each input stands, `rest` being what was released and not yet processed."""
@@ -240,7 +261,7 @@ class PartitionBase(ABC):
             begun = session_of(record["payload"])
             if begun is not None:
                 self.session = begun["session"]
-                self.ended = False
+                self.ended = self.has_symbols = False
                 return True
         self.ended = kind == "end"
         if self.ended:
@@ -327,11 +348,12 @@ class ProcessorTask(PartitionBase):
         """Process what is due, at most about `limit` records; append outputs and the marker."""
         released = self.merger.run(limit)
         if released:
+            self.meet_symbols(released)
             self._step_all(released)
             crash.point("stepped")
             self.stats.records_in += len(released)
             self._stamp_ms = released[-1][3].timestamp
-            self.stats.sample_stamps(released[0][3].timestamp, self._stamp_ms)
+            self.note_processed(released[0][3].timestamp, self._stamp_ms)
             self.stats.batch_span = len(released)
         self.mark()
         return len(released)
@@ -420,6 +442,7 @@ class ProcessorTask(PartitionBase):
         self.restore_inputs(restored.commit)
         self.processor = self.make(self.partition)
         self.processor.restore(restored.states)
+        self.has_symbols = not self.ended and any(restored.states)
         for tail in restored.commit.outputs:
             if tail.topic in self.last_out:
                 # What was emitted for the last seq before the snapshot counts on: its next record has the next sub.
@@ -616,7 +639,13 @@ class ServiceRuntime(ABC):
 
     def renew_writers(self) -> None:
         """Make new writers in the place of abandoned ones."""
-        self.state_writer = Writer(self.log, patience_sec=self.options.broker_patience_sec)
+        self.state_writer = self.renewed(self.state_writer)
+
+    def renewed(self, before: Writer) -> Writer:
+        """A new writer that counts on from the one before."""
+        writer = Writer(self.log, patience_sec=self.options.broker_patience_sec)
+        writer.records_sent, writer.batches_sent = before.records_sent, before.batches_sent
+        return writer
 
     async def _pause(self, pause_sec: float) -> None:
         try:
@@ -977,7 +1006,7 @@ class ProcessorRuntime(ServiceRuntime):
 
     def renew_writers(self) -> None:
         super().renew_writers()
-        self._writer = Writer(self.log, patience_sec=self.options.broker_patience_sec)
+        self._writer = self.renewed(self._writer)
 
     async def after_advance(self) -> None:
         await self._writer.ship()
