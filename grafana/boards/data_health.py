@@ -190,8 +190,8 @@ BOARD: Final = Board(
                     "Exchange time of the newest depth less that of the newest trade: how far the two inputs of a feature are apart.",
                 ),
                 Panel(
-                    "Sockets opened anew, trailing hour",
-                    "Beyond the planned hand-over. More than ten an hour fires an alert.",
+                    "Sockets lost or refused, trailing hour",
+                    "Beyond the planned hand-over; attempts to connect that were refused count too. More than ten an hour fires an alert.",
                     Unit.Short,
                     (Query("sum(increase(ws_reconnects_total[1h]))", "reconnects"),),
                     lowest=0,

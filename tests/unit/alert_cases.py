@@ -122,12 +122,47 @@ CASES = (
         {'recv_frames_total{route="public"}': "0+1x60", 'recv_frames_total{route="market"}': "0+0x60"},
     ),
     Case(
+        "RouteSilent",
+        {
+            'recv_frames_total{instance="a",route="public"}': "0+100x80",
+            'recv_frames_total{instance="a",route="market"}': "0+10x20 200+0x20 200+10x40",
+            'recorder_symbols{instance="a"}': "3+0x80",
+        },
+        "6m",
+        "8m",
+        "12m",
+        {
+            # A capture, and a shard without symbols.
+            'recv_frames_total{instance="b",route="market"}': "0+0x80",
+            'recv_frames_total{instance="c",route="public"}': "0+0x80",
+            'recorder_symbols{instance="c"}': "0+0x80",
+            'recv_frames_total{instance="d",route="market"}': "0+1x80",
+            'recorder_symbols{instance="d"}': "1+0x80",
+        },
+        {"instance": "a", "route": "market"},
+    ),
+    Case(
+        "RouteSilent",
+        {
+            'recv_frames_total{instance="a",route="public"}': "0+100x80",
+            'recorder_symbols{instance="a"}': "3+0x80",
+            'recv_frames_total{instance="b",route="public"}': "0+100x20 2000+0x20 2000+100x40",
+            'recorder_symbols{instance="b"}': "2+0x80",
+        },
+        "6m",
+        "8m",
+        "12m",
+        {'recv_frames_total{instance="a",route="public"}': "0+1x80", 'recorder_symbols{instance="a"}': "3+0x80"},
+        {"instance": "b", "route": "public"},
+    ),
+    Case(
         "RecorderFenced",
-        {"recorder_epoch": "1+0x4 3+0x4 5+0x4 7+0x80"},
+        {'recorder_epoch{instance="a"}': "1+0x4 3+0x4 5+0x4 7+0x80", 'recorder_epoch{instance="b"}': "1+0x100"},
         "2m",
         "4m",
         "20m",
-        {"recorder_epoch": "1+0x4 2+0x4 3+0x80"},
+        # Three shards, each begun anew twice; unknown until the journal is open.
+        {f'recorder_epoch{{instance="{shard}"}}': "1+0x4 _ 2+0x4 _ 3+0x80" for shard in "abc"},
     ),
     flag(
         "LatencyHigh",
@@ -155,6 +190,18 @@ CASES = (
         {"symbol": "BTCUSDT", "stream": "depth"},
     ),
     flag("BookNotSynced", 'book_synced{symbol="BTCUSDT"}', "0", "1", "1m", {"symbol": "BTCUSDT"}),
+    Case(
+        "BookNotSynced",
+        {
+            'book_synced{instance="a",symbol="other"}': "1+0x80",
+            'book_synced{instance="b",symbol="other"}': "1+0x4 0+0x20 1+0x60",
+        },
+        "2m",
+        "3m",
+        "9m",
+        {'book_synced{instance="a",symbol="other"}': "1+0x80"},
+        {"symbol": "other"},
+    ),
     Case(
         "OracleFailed",
         {"books_distrusted_total": "0+0x20 2+0x60"},

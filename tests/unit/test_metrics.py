@@ -158,7 +158,12 @@ def test_figures_of_several_partitions_are_summed() -> None:
 
 def test_every_number_of_the_recorders_status_is_exported() -> None:
     status = {
-        "reconnects": {"public": {"silent": 2, "closed": 1}, "market": {"closed": 4}},
+        "epoch": None,
+        "reconnects": 7,
+        "connections": {
+            "public": {"sockets": 1, "reconnects": {"silent": 2, "closed_1006": 1}},
+            "market": {"reconnects": {"network": 4}},
+        },
         "dropped": {"aggTrade": 5},
         "conflated": 6,
         "routes": {"public": "up"},
@@ -173,8 +178,10 @@ def test_every_number_of_the_recorders_status_is_exported() -> None:
         "ws_reconnects_total": 7,
         "dropped_frames_total": 5,
         "conflated_frames_total": 6,
-        'recorder_reconnects{detail="silent",key="public"}': 2,
-        'recorder_reconnects{detail="closed",key="market"}': 4,
+        "recorder_reconnects": 7,
+        'recorder_connections{detail="sockets",key="public"}': 1,
+        'recorder_connections{detail="reconnects/silent",key="public"}': 2,
+        'recorder_connections{detail="reconnects/network",key="market"}': 4,
         'recorder_dropped{key="aggTrade"}': 5,
         "recorder_queue_frames": 7,
         "recorder_ready": 1,
@@ -186,6 +193,7 @@ def test_every_number_of_the_recorders_status_is_exported() -> None:
     assert len(silences) == MAX_LABELS + 1
     assert sum(silences.values()) == sum(range(MAX_LABELS + 50))
     assert not [name for name in found if "session" in name or "routes" in name]
+    assert "recorder_epoch" not in found, "the journal is not open yet: a 0 now would be a change later"
 
 
 def test_the_rate_is_that_of_the_newest_stretch() -> None:

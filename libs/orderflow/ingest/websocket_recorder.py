@@ -543,7 +543,8 @@ class WebsocketRecorder:
         return {
             "source": self._config.source,
             "session": self.session,
-            "epoch": self._journal.epoch,
+            "epoch": self._journal.epoch if self._journal.opened else None,
+            "symbols": len(self._symbols),
             "frames_by_route": dict(self.frames_by_route),
             "routes": dict(self._routes),
             "connections": {route: keeper.status() for route, keeper in self._keepers.items()},

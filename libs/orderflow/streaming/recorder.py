@@ -108,6 +108,8 @@ class JournalWriter:
         self._holes: list[tuple[TP, int, int]] = []
         self.writer = Writer(log, patience_sec=patience_sec, on_delivery=self._delivered)
         self.epoch = 0
+        self.opened = False
+        """Whether the journal is ours; until then the epoch is none, or one that may not win."""
         self.seq = dict.fromkeys(partitions, 0)
         self.records = 0
         self.latency_samples_ms: list[float] = []
@@ -146,6 +148,7 @@ class JournalWriter:
                         )
                     self.seq[partition] = tails[tp][1].seq
                     self._next_offset[tp] = own[tp] + 1
+                self.opened = True
                 return {partition: tails[tp][1] for partition, tp in self._tps.items()}
             logger.warning(
                 "another recorder opened the journal with epoch %d at the same time; trying again", self.epoch
