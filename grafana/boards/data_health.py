@@ -77,13 +77,13 @@ BOARD: Final = Board(
                     "Gaps, trailing hour",
                     "gaps_total",
                     "reason",
-                    "Told of a symbol, by reason. Each is a record of market.events too.",
+                    "Told of a symbol, by reason. Each is a record of market.events too. Of all symbols, whichever are chosen.",
                 ),
                 _hourly(
                     "Missing frames, trailing hour",
                     "missing_frames_total",
                     "reason",
-                    "That the recorder has said it lacks, by reason.",
+                    "That the recorder has said it lacks, by reason. Of all symbols, whichever are chosen.",
                 ),
                 Panel(
                     "Missing trades, trailing hour",
@@ -99,7 +99,7 @@ BOARD: Final = Board(
                     "Rejects, trailing hour",
                     "rejects_total",
                     "reason",
-                    "Frames and rows refused, whole, by reason; they are in quality.rejects.",
+                    "Frames and rows refused, whole, by reason; they are in quality.rejects. Of all symbols, whichever are chosen.",
                 ),
                 Panel(
                     "Dropped under pressure",
@@ -136,7 +136,13 @@ BOARD: Final = Board(
                     width=6,
                     lowest=0,
                 ),
-                _hourly("Books begun anew, trailing hour", "resyncs_total", "reason", "By reason.", width=6),
+                _hourly(
+                    "Books begun anew, trailing hour",
+                    "resyncs_total",
+                    "reason",
+                    "By reason. Of all symbols, whichever are chosen.",
+                    width=6,
+                ),
                 Panel(
                     "Silent streams",
                     "Streams that have sent nothing for longer than they may, by kind.",
@@ -178,10 +184,11 @@ BOARD: Final = Board(
             (
                 Panel(
                     "Clock drift",
-                    "This machine's clock less the exchange's. Beyond 200 ms an alert fires.",
+                    "This machine's clock less the exchange's, below 0 where it is behind. Beyond 200 ms either way an alert fires.",
                     Unit.Milliseconds,
-                    (Query("max(clock_drift_ms)", "drift"),),
-                    steps=((200, RED),),
+                    (Query("max by (instance) (clock_drift_ms)", "{{instance}}"),),
+                    below=RED,
+                    steps=((-200, GREEN), (200, RED)),
                 ),
                 of_symbol(
                     "Skew of trades and depth",

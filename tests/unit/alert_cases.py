@@ -343,10 +343,21 @@ RECORDED: tuple[tuple[str, Series, str, dict[str, float]], ...] = (
         {"{}": 0.1},
     ),
     (
+        "service:consumer_lag_records:sum",
+        {
+            'consumer_lag_records{instance="a",service="ofi",topic="t",partition="0"}': "5+0x10",
+            'consumer_lag_records{instance="b",service="ofi",topic="t",partition="0"}': "3+0x10",
+            'consumer_lag_records{instance="b",service="ofi",topic="u",partition="0"}': "6+0x10",
+        },
+        "2m",
+        {'{service="ofi"}': 11.0},
+    ),
+    (
         "service_topic:consumer_lag_records:sum",
         {
-            'consumer_lag_records{service="ofi",topic="t",partition="0"}': "5+0x10",
-            'consumer_lag_records{service="ofi",topic="t",partition="1"}': "6+0x10",
+            'consumer_lag_records{instance="a",service="ofi",topic="t",partition="0"}': "5+0x10",
+            'consumer_lag_records{instance="b",service="ofi",topic="t",partition="0"}': "3+0x10",
+            'consumer_lag_records{instance="a",service="ofi",topic="t",partition="1"}': "6+0x10",
         },
         "2m",
         {'{service="ofi",topic="t"}': 11.0},

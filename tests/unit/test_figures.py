@@ -18,6 +18,7 @@ from orderflow.lake.minutes import MAX_MINUTES, MinuteBuckets
 from orderflow.lake.parquet import LakeSink
 from orderflow.lake.service import SinkCollector
 from orderflow.lake.settings import LakeConfig
+from orderflow.microstructure.signal import GUARDS
 from orderflow.streaming.codec import Codecs
 from orderflow.streaming.figures import (
     MAX_SYMBOLS,
@@ -138,13 +139,30 @@ def test_signals_are_counted_by_direction_and_every_guard_that_blocked() -> None
     first.take(SIGNALS, record(SIGNALS, 1, direction=1, gating=False, gate_reasons=[]))
     first.take(SIGNALS, record(SIGNALS, 1, direction=1, gating=True, gate_reasons=["spread", "lag"]))
     second.take(SIGNALS, record(SIGNALS, 1, symbol="ETHUSDT", direction=-1, gating=True, gate_reasons=["lag"]))
-    assert samples(stage) == {
+    found = samples(stage)
+    assert {name: value for name, value in found.items() if value} == {
         'signals_total{direction="buy",gating="passed",symbol="BTCUSDT"}': 1,
         'signals_total{direction="buy",gating="blocked",symbol="BTCUSDT"}': 1,
         'signals_total{direction="sell",gating="blocked",symbol="ETHUSDT"}': 1,
         'signals_gated_total{reason="spread"}': 1,
         'signals_gated_total{reason="lag"}': 2,
     }
+    assert len([name for name in found if name.startswith("signals_total") and "BTCUSDT" in name]) == 6
+    assert found['signals_total{direction="sell",gating="passed",symbol="BTCUSDT"}'] == 0, "its first will be growth"
+    assert {f'signals_gated_total{{reason="{guard}"}}' for guard in GUARDS} <= found.keys()
+
+
+def test_a_symbol_met_late_pushes_no_other_into_the_rest() -> None:
+    stage = CvdFigures("cvd")
+    (part,) = owning(stage)
+    for number in range(MAX_SYMBOLS):
+        part.take(CVD, cvd(1.0, 2.5, symbol=f"S{number:04}USDT"))
+    part.take(CVD, cvd(1.0, 2.5, symbol="AAAUSDT"))
+    found = samples(stage)
+    assert found['feature_z_total{service="cvd",symbol="other"}'] == 1
+    assert found[f'feature_z_total{{service="cvd",symbol="S{MAX_SYMBOLS - 1:04}USDT"}}'] == 1
+    assert 'cvd_scale_median{symbol="AAAUSDT"}' not in found
+    assert f'cvd_scale_median{{symbol="S{MAX_SYMBOLS - 1:04}USDT"}}' in found
 
 
 def test_nothing_is_told_of_a_symbol_that_was_given_away_but_its_counts_stay() -> None:

@@ -10,11 +10,13 @@ import math
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import product
 from statistics import median_low
 from typing import Any, ClassVar, Final
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
+from orderflow.microstructure.signal import GUARDS
 from orderflow.processor import Record
 from orderflow.topics import FUSION
 
@@ -140,7 +142,8 @@ class SignalSymbol(SymbolFigures):
 
     def __init__(self) -> None:
         super().__init__()
-        self.signals: dict[tuple[int, bool], int] = {}
+        self.signals: dict[tuple[int, bool], int] = dict.fromkeys(product(DIRECTIONS, (False, True)), 0)
+        """All from the start: to Prometheus a series that begins above 0 has not grown."""
 
     def take(self, record: Record) -> None:
         key = (record["direction"], record["gating"])
@@ -359,7 +362,7 @@ class SignalFigures(StageFigures):
         for label, each in symbols:
             for (direction, blocked), count in sorted(each.signals.items()):
                 _add(signals, (label, DIRECTIONS[direction], "blocked" if blocked else "passed"), count)
-        reasons: Counts = {}
+        reasons: Counts = {(guard,): 0 for guard in GUARDS}
         for guards, count in self._blocked.items():
             for guard in guards:
                 _add(reasons, (guard,), count)
