@@ -16,7 +16,7 @@ from orderflow.errors import LogError
 from orderflow.ingest.metrics import NormaliserCollector
 from orderflow.lake.minutes import MAX_MINUTES, MinuteBuckets
 from orderflow.lake.parquet import LakeSink
-from orderflow.lake.service import SinkCollector
+from orderflow.lake.service import SinkCollector, counting
 from orderflow.lake.settings import LakeConfig
 from orderflow.microstructure.signal import GUARDS
 from orderflow.streaming.codec import Codecs
@@ -211,7 +211,7 @@ def test_every_name_is_in_the_list_of_metrics(tmp_path: Path) -> None:
     collectors = [
         *(kind(name) for name, kind in STAGE_FIGURES.items()),
         StatsCollector("lake", runtime, "f"),
-        SinkCollector("lake", runtime, tmp_path),
+        SinkCollector("lake", runtime, tmp_path, ProcessCounts()),
         NormaliserCollector(lambda: [NormaliserProcessor(NormaliserConfig())], ProcessCounts()),
     ]
     families = [family for collector in collectors for family in collector.collect()]
@@ -259,6 +259,29 @@ async def test_a_broker_that_does_not_answer_is_asked_again() -> None:
     await asyncio.gather(task, return_exceptions=True)
 
 
+async def test_a_look_at_the_lag_that_fails_is_not_the_last(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("orderflow.streaming.lag.ASK_SEC", 0.0)
+    asked = asyncio.Event()
+    looks = 0
+
+    def positions() -> dict[TP, int]:
+        nonlocal looks
+        looks += 1
+        if looks < 3:
+            raise RuntimeError("dictionary changed size during iteration")
+        asked.set()
+        return {}
+
+    task = asyncio.create_task(LagWatch(MemoryLog(), positions).run())
+    async with asyncio.timeout(10):
+        await asked.wait()
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    assert len([each for each in caplog.messages if "lag" in each]) == 1
+
+
 # -- the lake ----------------------------------------------------------------------------------------------------------
 
 
@@ -301,8 +324,11 @@ def test_minutes_of_another_session_are_not_joined_to_the_ones_before() -> None:
 
 
 def test_the_lakes_figures_outlive_their_partitions(tmp_path: Path) -> None:
+    counted = ProcessCounts()
+    make = counting(lambda partition: LakeSink(tmp_path, partition, LakeConfig()), counted)
+
     def lake(partition: int) -> LakeSink:
-        sink = LakeSink(tmp_path, partition, LakeConfig())
+        sink = cast(LakeSink, make(partition))
         for minute in range(4):
             trade = {"src": "aggTrade", "symbol": f"S{partition}USDT", "ts_ms": T0_MS, "recv_ts_ms": T0_MS}
             sink.step(ROWS, record(ROWS, minute + 1, **trade))
@@ -312,7 +338,7 @@ def test_the_lakes_figures_outlive_their_partitions(tmp_path: Path) -> None:
 
     tasks = {partition: SimpleNamespace(sink=lake(partition)) for partition in (0, 1)}
     runtime = cast(SinkRuntime, SimpleNamespace(tasks=tasks, cuts=2, stuck=[]))
-    collector = SinkCollector("lake", runtime, tmp_path / "not" / "there")
+    collector = SinkCollector("lake", runtime, tmp_path / "not" / "there", counted)
     found = samples(collector)
     expected = {
         'lake_rows_total{kind="prices",service="lake"}': 8,
@@ -323,12 +349,13 @@ def test_the_lakes_figures_outlive_their_partitions(tmp_path: Path) -> None:
     }
     assert {name: found.get(name) for name in expected} == expected
     assert 0 < found['lake_disk_free_bytes{service="lake"}'] <= found['lake_disk_total_bytes{service="lake"}']
-    tasks[0].sink.write_errors = 3
-    samples(collector)
+    for _ in range(3):
+        tasks[0].sink._failed(OSError())
     del tasks[0]
     found = samples(collector)
     assert found['lake_rows_total{kind="prices",service="lake"}'] == 8
-    assert found['write_errors_total{service="lake"}'] == 3
+    assert found['lake_minutes_total{symbol="S0USDT"}'] == 1
+    assert found['write_errors_total{service="lake"}'] == 3, "though nobody asked while the partition was ours"
     tasks[0] = SimpleNamespace(sink=lake(0))
     assert samples(collector)['lake_rows_total{kind="prices",service="lake"}'] == 12
 

@@ -311,6 +311,33 @@ async def test_the_file_holds_the_figures_and_a_full_disk_ends_nothing(
     assert len([message for message in caplog.messages if "can't be written" in message]) == 1
 
 
+async def test_figures_that_fail_once_are_written_the_next_time(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("orderflow.streaming.service.METRICS_FILE_SEC", 0.001)
+
+    class Stumbling(FakeRecorder):
+        looks = 0
+
+        def status(self) -> dict[str, Any]:
+            self.looks += 1
+            if self.looks < 3:
+                raise RuntimeError("dictionary changed size during iteration")
+            return self.content
+
+    registry = CollectorRegistry()
+    registry.register(RecorderCollector(Stumbling(conflated=6)))
+    path = tmp_path / "metrics.json"
+    task = asyncio.create_task(keep_metrics_file(path, "ingestion", registry))
+    async with asyncio.timeout(10):
+        while not path.is_file():
+            await asyncio.sleep(0.001)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    assert json.loads(path.read_text())["metrics"]["conflated_frames_total"] == 6
+    assert len([message for message in caplog.messages if "put together" in message]) == 1
+
+
 def test_every_reason_of_a_reject_is_there_from_the_start() -> None:
     """A series that begins above 0 has not grown: the first rejects of a reason would be in no rate."""
     found = samples(NormaliserCollector(list, ProcessCounts()))

@@ -262,6 +262,11 @@ async def keep_metrics_file(path: Path, service: str, registry: CollectorRegistr
                 if not failed:
                     logger.warning("%s can't be written: %s; figures are at /metrics", path, error.strerror)
                 failed = True
+            except Exception:
+                # Whatever one look at the figures stumbles over, the next may not.
+                if not failed:
+                    logger.exception("the figures of %s can't be put together; %s stays as it is", service, path)
+                failed = True
 
 
 def runtime_status(service: str, runtime: ServiceRuntime) -> dict[str, Any]:
