@@ -111,6 +111,27 @@ CASES = (
     flag("InputStalled", 'orderflow_input_age_sec{service="ofi"}', "31", "1", "30s", OFI, "29"),
     flag("ReplayDivergence", 'replay_divergence_total{topic="signals"}', "1", "0", "0m", {"topic": "signals"}),
     Case(
+        "ReplayNotJudged",
+        {'verify_not_judged_total{instance="a"}': "0+0x20 2+0x600"},
+        "9m",
+        "11m",
+        "140m",
+        {'verify_not_judged_total{instance="a"}': "2+0x80"},
+        {"instance": "a"},
+    ),
+    Case(
+        "ReplayNotJudged",
+        {
+            'verify_behind_sec{instance="a"}': "0+0x4 10801+0x40 40+0x40",
+            'verify_span_sec{instance="a"}': "3600+0x100",
+        },
+        "5m45s",
+        "7m",
+        "13m",
+        {'verify_behind_sec{instance="a"}': "7200+0x80", 'verify_span_sec{instance="a"}': "3600+0x80"},
+        {"instance": "a"},
+    ),
+    Case(
         "NoFrames",
         {
             'recv_frames_total{route="public"}': "0+100x20 2000+0x20 2000+100x20",
