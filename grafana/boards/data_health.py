@@ -32,7 +32,8 @@ BOARD: Final = Board(
                 Panel(
                     "Empty one-minute buckets",
                     "Share of the minutes without a single trade, of ten minutes, a row for each symbol: dark is empty. "
-                    "A whole column is the connection, a whole row a symbol that does not trade.",
+                    "A whole column is the connection, a whole row a symbol that does not trade. Time between two sessions is not "
+                    "judged.",
                     Unit.PercentUnit,
                     (
                         Query(

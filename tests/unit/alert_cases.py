@@ -83,13 +83,21 @@ CASES = (
     flag("WritesUnacknowledged", 'orderflow_unacknowledged_sec{service="ofi"}', "11", "0", "30s", OFI, "10"),
     Case(
         "SnapshotsStale",
-        {'orderflow_snapshot_age_sec{service="ofi"}': "0+15x40 0+0x20"},
+        {
+            'orderflow_snapshot_age_sec{service="ofi"}': "0+15x40 0+0x20",
+            'orderflow_snapshot_interval_sec{service="ofi"}': "10+0x60",
+        },
         "4m",
         "5m",
         "10m15s",
         {
             'orderflow_snapshot_age_sec{service="ofi"}': "119+0x40",
+            'orderflow_snapshot_interval_sec{service="ofi"}': "10+0x40",
             'orderflow_snapshot_age_sec{service="lake"}': "900+0x40",
+            'orderflow_snapshot_interval_sec{service="lake"}': "10+0x40",
+            # Set to an hour.
+            'orderflow_snapshot_age_sec{service="cvd"}': "3700+0x40",
+            'orderflow_snapshot_interval_sec{service="cvd"}': "3600+0x40",
         },
         OFI,
     ),

@@ -21,7 +21,6 @@ from orderflow.ingest.metrics import (
     NormaliserCollector,
     RecorderCollector,
     counting,
-    newest_latencies_ms,
 )
 from orderflow.ingest.service import build
 from orderflow.streaming.codec import Codecs, schema_text
@@ -32,6 +31,7 @@ from orderflow.streaming.memory_log import MemoryLog
 from orderflow.streaming.metrics import StatsCollector
 from orderflow.streaming.recorder import journal_record
 from orderflow.streaming.runtime import ProcessorRuntime, RuntimeOptions, ServiceSpec
+from orderflow.streaming.samples import MAX_SAMPLES, SPAN_SEC, RecentSamples
 from orderflow.streaming.service import MOST_INSTANCES, claim_metrics_file, keep_metrics_file, metrics_content
 from orderflow.streaming.writer import Writer
 from orderflow.topics import BY_NAME, EVENTS, JOURNAL, REJECTS, ROWS, TICKS
@@ -237,17 +237,44 @@ def test_the_service_exports_them_before_the_first_frame(tmp_path: Path) -> None
 
 
 def test_latency_from_the_exchange_stands_beside_that_of_the_hop() -> None:
-    feed = Feed()
+    latencies_ms, feed = RecentSamples(), Feed()
+    counting(lambda _: feed.processor, ProcessCounts(), latencies_ms)(0)
     for number in range(1, 101):
         feed.quote(number, E=feed.now_ms - number)
     spec = ServiceSpec("normaliser", (JOURNAL,), (), "f")
     runtime = ProcessorRuntime(MemoryLog(), cast(Codecs, None), spec, RuntimeOptions(), lambda _: feed.processor)
-    hops = {"exchange": newest_latencies_ms(lambda: [feed.processor]), "receive": lambda: [3.0]}
+    hops = {"exchange": latencies_ms.values, "receive": lambda: [3.0]}
     found = samples(StatsCollector("ingestion", runtime, "f", hops))
     assert found['latency_ms{hop="exchange",quantile="0.5",service="ingestion"}'] == 51
     assert found['latency_ms{hop="exchange",quantile="0.99",service="ingestion"}'] == 100
     assert found['latency_ms{hop="receive",quantile="0.99",service="ingestion"}'] == 3
     assert not [name for name in found if name.startswith("latency_ms") and "rows" in name], "no record yet"
+
+
+def test_a_quiet_partition_weighs_no_more_than_its_frames() -> None:
+    latencies_ms = RecentSamples()
+    make = counting(lambda partition: NormaliserProcessor(NormaliserConfig(), partition), ProcessCounts(), latencies_ms)
+    busy, quiet = Feed("BTCUSDT"), Feed("ETHUSDT")
+    busy.processor, quiet.processor = (cast(NormaliserProcessor, make(partition)) for partition in (0, 1))
+    quiet.quote(1, E=quiet.now_ms - 900)
+    for number in range(1, 200):
+        busy.quote(number, E=busy.now_ms - 5)
+    assert sorted(latencies_ms.values())[-2:] == [5, 900]
+
+
+def test_samples_grow_old() -> None:
+    now_sec = 0.0
+    ring = RecentSamples(lambda: now_sec)
+    for value in range(MAX_SAMPLES + 10):
+        ring.add(value)
+    assert ring.values() == list(range(10, MAX_SAMPLES + 10))
+    now_sec = SPAN_SEC
+    ring.add(-1.0)
+    assert len(ring.values()) == MAX_SAMPLES
+    now_sec = SPAN_SEC + 1
+    assert ring.values() == [-1.0], "a quantile does not stand when nothing follows"
+    now_sec = 3 * SPAN_SEC
+    assert ring.values() == []
 
 
 def test_instances_of_one_service_keep_a_file_each(tmp_path: Path) -> None:
@@ -401,13 +428,13 @@ def test_counts_of_the_normaliser_never_fall_and_are_not_restored() -> None:
     assert before["oracle_skipped_total"] > 0
     owned.clear()
     assert {name: samples(collector)[name] for name in before} == before, "the partition was given away"
-    make = counting(lambda partition: NormaliserProcessor(feed.processor.config, partition), counted)
+    make = counting(lambda partition: NormaliserProcessor(feed.processor.config, partition), counted, RecentSamples())
     again = cast(NormaliserProcessor, make(0))
     again.restore(feed.processor.snapshot())
     owned.append(again)
     assert {name: samples(collector)[name] for name in before} == before, "and came back"
     other = ProcessCounts()
-    make = counting(lambda partition: NormaliserProcessor(feed.processor.config, partition), other)
+    make = counting(lambda partition: NormaliserProcessor(feed.processor.config, partition), other, RecentSamples())
     taken_over = cast(NormaliserProcessor, make(0))
     taken_over.restore(feed.processor.snapshot())
     found = samples(NormaliserCollector(lambda: [taken_over], other))

@@ -16,6 +16,7 @@ from orderflow.counts import ProcessCounts
 from orderflow.processor import Processor
 from orderflow.streaming.figures import OTHER, SymbolLabels
 from orderflow.streaming.runtime import ProcessorRuntime
+from orderflow.streaming.samples import RecentSamples
 from orderflow.venues.binance.normaliser import (
     GAP_REASONS,
     MISSING_REASONS,
@@ -207,21 +208,19 @@ def normalisers(runtime: ProcessorRuntime) -> Callable[[], list[NormaliserProces
     ]
 
 
-def counting(make: Callable[[int], Processor], counted: ProcessCounts) -> Callable[[int], Processor]:
-    """`make`, whose normalisers all raise the same counts."""
+def counting(
+    make: Callable[[int], Processor], counted: ProcessCounts, latencies_ms: RecentSamples
+) -> Callable[[int], Processor]:
+    """`make`, whose normalisers all raise the same counts and sample R - E of each row into the same ring."""
 
     def made(partition: int) -> Processor:
         processor = make(partition)
         if isinstance(processor, NormaliserProcessor):
             processor.counted = counted
+            processor.note_latency_ms = latencies_ms.add
         return processor
 
     return made
-
-
-def newest_latencies_ms(processors: Callable[[], Iterable[NormaliserProcessor]]) -> Callable[[], list[float]]:
-    """R - E of the newest rows of each partition."""
-    return lambda: [float(latency_ms) for each in processors() for latency_ms in each.latencies_ms]
 
 
 def _counter(name: str, text: str, label: str, counts: Mapping[str, int]) -> CounterMetricFamily:

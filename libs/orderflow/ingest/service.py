@@ -22,7 +22,6 @@ from orderflow.ingest.metrics import (
     NormaliserCollector,
     RecorderCollector,
     counting,
-    newest_latencies_ms,
     normalisers,
 )
 from orderflow.pipeline import BY_NAME
@@ -32,6 +31,7 @@ from orderflow.streaming.lag import LagWatch
 from orderflow.streaming.metrics import Samples, StatsCollector
 from orderflow.streaming.recorder import JournalWriter, shard_partitions
 from orderflow.streaming.runtime import STALLED_SEC, ProcessorRuntime, ServiceSpec
+from orderflow.streaming.samples import RecentSamples
 from orderflow.streaming.service import Running, options_of, runtime_status
 from orderflow.topics import PARTITIONS
 
@@ -129,7 +129,7 @@ def build(
         raise ConfigError(str(error)) from error
     journal = JournalWriter(log, codecs, config.runtime.topic_prefix, partitions, config.ingestion.broker_patience_sec)
     recorder: Recorder
-    hops: dict[str, Samples] = {"journal": lambda: journal.latency_samples_ms}
+    hops: dict[str, Samples] = {"journal": journal.latencies_ms.values}
     if config.ingestion.source == "capture":
         if not config.ingestion.capture:
             raise ConfigError("SOURCE=capture needs CAPTURE, the file to read")
@@ -141,20 +141,20 @@ def build(
         outside = system_outside(config.ingestion.ping_interval_sec)
         sockets = WebsocketRecorder(journal, config.ingestion, log, codecs, config.runtime.topic_prefix, outside)
         recorder = sockets
-        hops["receive"] = lambda: sockets.wait_samples_ms
+        hops["receive"] = sockets.waits_ms.values
     stage = BY_NAME["normaliser"]
-    counted = ProcessCounts()
+    counted, latencies_ms = ProcessCounts(), RecentSamples()
+    hops["exchange"] = latencies_ms.values
     normaliser = ProcessorRuntime(
         log,
         codecs,
         ServiceSpec("normaliser", stage.inputs, stage.outputs, stage.fingerprint(config)),
         options_of(config),
-        counting(lambda partition: stage.make(config, partition), counted),
+        counting(lambda partition: stage.make(config, partition), counted, latencies_ms),
     )
     service = Ingestion(recorder, journal, normaliser)
     registry = CollectorRegistry()
     processors = normalisers(normaliser)
-    hops["exchange"] = newest_latencies_ms(processors)
     registry.register(
         StatsCollector(
             "ingestion",

@@ -84,7 +84,7 @@ class StatsCollector:
             labels=["service", "hop", "quantile"],
         )
         own = HOPS.get(self._service, self._service)
-        for hop, samples in (*((hop, ask()) for hop, ask in self._hops.items()), (own, stats.latency_samples_ms)):
+        for hop, samples in (*((hop, ask()) for hop, ask in self._hops.items()), (own, stats.latencies_ms.values())):
             for quantile, latency_ms in quantiles(samples).items():
                 latency.add_metric([self._service, hop, quantile], latency_ms)
         families += [latency, self._lag()]
@@ -113,6 +113,11 @@ class StatsCollector:
             ("orderflow_recovery_sec", "seconds that the newest recovery took", stats.recovery_sec),
             ("orderflow_ready", "1 where the service owns partitions and works", float(self._ready())),
             ("orderflow_broker_reachable", "1 where a broker has answered lately", float(self._runtime.log.reachable)),
+            (
+                "orderflow_snapshot_interval_sec",
+                "seconds between snapshots, as set; the lake and the sinks save at cuts",
+                self._runtime.options.snapshot_sec,
+            ),
             (
                 "orderflow_snapshot_age_sec",
                 "seconds since the newest snapshot, or since partitions were taken over; 0 where none are owned",

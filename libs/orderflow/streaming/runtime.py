@@ -27,6 +27,7 @@ from orderflow.streaming.journal import JournalView, epoch_of, session_of
 from orderflow.streaming.lag import LagWatch
 from orderflow.streaming.log import TP, Log, LogRecord, Membership, Reader, read_ranges
 from orderflow.streaming.merge import Input, Merger
+from orderflow.streaming.samples import RecentSamples
 from orderflow.streaming.seek import epoch_at
 from orderflow.streaming.snapshots import (
     Commit,
@@ -50,7 +51,6 @@ CODE_VERSION: Final = "2"
 TAIL_RECORDS: Final = 1000
 """Records read back to find an output's tail; where they are all markers, four times as many, and so on."""
 NOTHING: Final = (-1, -1)
-MAX_SAMPLES: Final = 4096
 STOP_SEC: Final = 6.0
 """What is left of the ten seconds of a stop for the last snapshot."""
 STALLED_SEC: Final = 5.0
@@ -97,15 +97,11 @@ class Stats:
     owned_at: float = 0.0
     """When partitions were last taken over; what they recovered from is older than any snapshot made since."""
     buffered: int = 0
-    latency_samples_ms: list[float] = field(default_factory=list)
+    latencies_ms: RecentSamples = field(default_factory=RecentSamples)
     by_topic_in: dict[str, int] = field(default_factory=dict)
     by_topic_out: dict[str, int] = field(default_factory=dict)
     step_sec: float = 0.0
     batch_span: int = 0
-
-    def sample_latency(self, value_ms: float) -> None:
-        """Keep the newest."""
-        keep_newest(self.latency_samples_ms, value_ms)
 
     def sample_stamps(self, first_ms: int, last_ms: int) -> None:
         """A batch has been processed whose first and last record the journal took then.
@@ -113,15 +109,8 @@ class Stats:
         Both are sampled: the last alone has waited least, and quantiles of such would lean low where batches are large.
         """
         now_ms = time.time() * 1000
-        self.sample_latency(now_ms - first_ms)
-        self.sample_latency(now_ms - last_ms)
-
-
-def keep_newest(samples: list[float], value: float) -> None:
-    """A bounded ring of the newest samples."""
-    if len(samples) >= MAX_SAMPLES:
-        del samples[: MAX_SAMPLES // 2]
-    samples.append(value)
+        self.latencies_ms.add(now_ms - first_ms)
+        self.latencies_ms.add(now_ms - last_ms)
 
 
 class Task(Protocol):

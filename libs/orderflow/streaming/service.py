@@ -286,7 +286,7 @@ def runtime_status(service: str, runtime: ServiceRuntime) -> dict[str, Any]:
         "suppressed": stats.suppressed,
         "recoveries": stats.recoveries,
         "recovery_sec": round(stats.recovery_sec, 3),
-        "latency_ms": quantiles(stats.latency_samples_ms),
+        "latency_ms": quantiles(stats.latencies_ms.values()),
         "rss_mb": resident_mb(),
         "cpu_sec": round(time.process_time(), 2),
         "pid": os.getpid(),

@@ -12,7 +12,6 @@ stream_silent, stream_resumed, route_down, route_up, latency_jump, clock_drift, 
 from __future__ import annotations
 
 from bisect import insort
-from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, ClassVar, Final, Literal, NamedTuple, TypeAlias
 
@@ -106,7 +105,6 @@ _NAME_END: Final = _PREFIX_LENGTH + 128
 _NS_PER_MS: Final = 1_000_000
 _HUGE: Final = 1e300
 _DETAIL_LENGTH: Final = 240
-_LATENCY_SAMPLES: Final = 1024
 _TALLY_CAUSES: Final = 100
 _MOST: Final = 2**63 - 1
 _WATCH_NS: Final = 1_000_000_000
@@ -424,9 +422,8 @@ class NormaliserProcessor:
         self._common = _Common()
         self._tolerance_ms = config.ts_tolerance_ms
         self._stale_ms = config.stale_ms
-        self.latencies_ms: deque[int] = deque(maxlen=_LATENCY_SAMPLES)
-        """R - E of the newest rows; for metrics alone, so no part of the state."""
-        self._note_latency = self.latencies_ms.append
+        self.note_latency_ms: Callable[[int], None] = _ignore
+        """Told R - E of each row; for metrics alone, so no part of the state."""
         self.counted = ProcessCounts()
         """The same counts as `totals` and `tallies`, of the process's life; the normalisers of a process share one."""
         self._oracle_counted = (0, 0, 0)
@@ -1515,7 +1512,7 @@ class NormaliserProcessor:
         if event_ts_ms is None:
             return None
         latency_ms = recv_ts_ms - event_ts_ms
-        self._note_latency(latency_ms)
+        self.note_latency_ms(latency_ms)
         common = self._common
         (common.market_latency if src == "aggTrade" else common.public_latency).note(latency_ms)
         if latency_ms > self._stale_ms:
@@ -1599,6 +1596,10 @@ class NormaliserProcessor:
     def _one_too_many(self, record: Record, symbol: str, src: str) -> Emit:
         detail = f"{len(self._symbols)} symbols are kept (max_symbols is {self.config.max_symbols})"
         return self._reject(record, symbol, src, "too_many_symbols", detail)
+
+
+def _ignore(latency_ms: int) -> None:
+    """Nobody has asked."""
 
 
 def _json(meta: dict[str, Any]) -> str:
