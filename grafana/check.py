@@ -112,6 +112,11 @@ class Prometheus:
         content = self.get("query_range", query=expr, start=since_sec, end=until_sec, step=step)
         return [[float(value) for _, value in each["values"]] for each in content["result"]]
 
+    def now(self, expr: str, at_sec: float) -> list[list[float]]:
+        """The value of each series at that time."""
+        content = self.get("query", query=expr, time=at_sec)
+        return [[float(each["value"][1])] for each in content["result"]]
+
 
 def check_query(
     prometheus: Prometheus, names: set[str], panel: Panel, query: Query, spans: tuple[float, float]
@@ -119,7 +124,7 @@ def check_query(
     """What a query gives, and why that is wrong where it is."""
     expr = expand(query.expr)
     try:
-        series = prometheus.series(expr, *spans)
+        series = prometheus.now(expr, spans[1]) if panel.instant else prometheus.series(expr, *spans)
     except ValueError as error:
         return "wrong", str(error)
     finite = [value for values in series for value in values if math.isfinite(value)]

@@ -56,6 +56,11 @@ class Panel:
     """Value -> (text, colour) in place of a number."""
     decimals: int | None = None
 
+    @property
+    def instant(self) -> bool:
+        """Whether it shows what is now, and nothing of before."""
+        return self.kind in ("stat", "table")
+
 
 @dataclass(frozen=True, slots=True)
 class Row:
@@ -172,6 +177,9 @@ def _target(panel: Panel, query: Query) -> prometheus.Dataquery:
     target = prometheus.Dataquery().expr(query.expr).legend_format(query.legend or "__auto").datasource(DATASOURCE)
     if panel.kind == "table":
         return target.instant().format(PromQueryFormat.TABLE)
+    if panel.instant:
+        # Over a range, the last value would stand for an hour after its source is gone.
+        return target.instant()
     return target.range()
 
 
@@ -241,7 +249,7 @@ def _stat(panel: Panel) -> Builder:
     return (
         stat.Panel()
         .reduce_options(common_builders.ReduceDataOptions().calcs(["lastNotNull"]).values(False))
-        .graph_mode(common.BigValueGraphMode.AREA)
+        .graph_mode(common.BigValueGraphMode.NONE)
         .color_mode(common.BigValueColorMode.VALUE)
         .color_scheme(dashboards.FieldColor().mode(models.FieldColorModeId.THRESHOLDS))
     )

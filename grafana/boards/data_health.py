@@ -32,7 +32,8 @@ BOARD: Final = Board(
                 Panel(
                     "Empty one-minute buckets",
                     "Share of the minutes without a single trade, of ten minutes, a row for each symbol: dark is empty. "
-                    "A whole column is the connection, a whole row a symbol that does not trade.",
+                    "A whole column is the connection, a whole row a symbol that does not trade. Time between two sessions is not "
+                    "judged.",
                     Unit.PercentUnit,
                     (
                         Query(
@@ -77,13 +78,13 @@ BOARD: Final = Board(
                     "Gaps, trailing hour",
                     "gaps_total",
                     "reason",
-                    "Told of a symbol, by reason. Each is a record of market.events too.",
+                    "Told of a symbol, by reason. Each is a record of market.events too. Of all symbols, whichever are chosen.",
                 ),
                 _hourly(
                     "Missing frames, trailing hour",
                     "missing_frames_total",
                     "reason",
-                    "That the recorder has said it lacks, by reason.",
+                    "That the recorder has said it lacks, by reason. Of all symbols, whichever are chosen.",
                 ),
                 Panel(
                     "Missing trades, trailing hour",
@@ -99,7 +100,7 @@ BOARD: Final = Board(
                     "Rejects, trailing hour",
                     "rejects_total",
                     "reason",
-                    "Frames and rows refused, whole, by reason; they are in quality.rejects.",
+                    "Frames and rows refused, whole, by reason; they are in quality.rejects. Of all symbols, whichever are chosen.",
                 ),
                 Panel(
                     "Dropped under pressure",
@@ -136,7 +137,13 @@ BOARD: Final = Board(
                     width=6,
                     lowest=0,
                 ),
-                _hourly("Books begun anew, trailing hour", "resyncs_total", "reason", "By reason.", width=6),
+                _hourly(
+                    "Books begun anew, trailing hour",
+                    "resyncs_total",
+                    "reason",
+                    "By reason. Of all symbols, whichever are chosen.",
+                    width=6,
+                ),
                 Panel(
                     "Silent streams",
                     "Streams that have sent nothing for longer than they may, by kind.",
@@ -161,8 +168,8 @@ BOARD: Final = Board(
                 ),
                 Panel(
                     "Books against quotes",
-                    "Diffs whose best prices were held against the quote that they belong to, and disagreed. Above nothing "
-                    "for long: the book is wrong although it says that it is right.",
+                    "Diffs whose best prices were held against the quote that they belong to, and disagreed: the book is "
+                    "wrong, or a quote was lost on the way. Several quotes in a row prove the book wrong; an alert fires then.",
                     Unit.PercentUnit,
                     (
                         Query(
@@ -178,10 +185,11 @@ BOARD: Final = Board(
             (
                 Panel(
                     "Clock drift",
-                    "This machine's clock less the exchange's. Beyond 200 ms an alert fires.",
+                    "This machine's clock less the exchange's, below 0 where it is behind. Beyond 200 ms either way an alert fires.",
                     Unit.Milliseconds,
-                    (Query("max(clock_drift_ms)", "drift"),),
-                    steps=((200, RED),),
+                    (Query("max by (instance) (clock_drift_ms)", "{{instance}}"),),
+                    below=RED,
+                    steps=((-200, GREEN), (200, RED)),
                 ),
                 of_symbol(
                     "Skew of trades and depth",
@@ -190,8 +198,8 @@ BOARD: Final = Board(
                     "Exchange time of the newest depth less that of the newest trade: how far the two inputs of a feature are apart.",
                 ),
                 Panel(
-                    "Sockets opened anew, trailing hour",
-                    "Beyond the planned hand-over. More than ten an hour fires an alert.",
+                    "Sockets lost or refused, trailing hour",
+                    "Beyond the planned hand-over; attempts to connect that were refused count too. More than ten an hour fires an alert.",
                     Unit.Short,
                     (Query("sum(increase(ws_reconnects_total[1h]))", "reconnects"),),
                     lowest=0,

@@ -67,7 +67,8 @@ BOARD: Final = Board(
                 ),
                 Panel(
                     "Blocked, by reason",
-                    "Each guard that has held a record back; one record may be held back by several.",
+                    "Each guard that has held a record back; one record may be held back by several. Of all symbols, whichever "
+                    "are chosen.",
                     Unit.CountsPerMinute,
                     (Query("60 * sum by (reason) (rate(signals_gated_total[5m]))", "{{reason}}"),),
                     kind="bars",

@@ -376,6 +376,9 @@ async def test_the_service_judges_the_newest_stretch_and_counts_divergences(
         families = {family.name: family for family in service.VerifyCollector(verifying, "f" * 64).collect()}
         counted = {sample.labels["topic"]: sample.value for sample in families["replay_divergence"].samples}
         assert counted == {topic: float(altered and topic == SIGNALS) for topic in DERIVED}
+        (ready,) = families["orderflow_ready"].samples
+        assert (ready.labels, ready.value) == ({"service": "verify"}, 0.0), "stopped"
+        assert families["verify_span_sec"].samples[0].value == 12
 
 
 async def test_the_chain_goes_on_where_retention_has_cut_and_tells_of_what_was_altered(

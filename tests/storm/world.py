@@ -391,7 +391,7 @@ class Feed:
         processor = self._processors[partition]
         for name, count in processor.totals.items():
             self._result.totals[name] = self._result.totals.get(name, 0) + count
-        self._result.note_metrics(NormaliserCollector(lambda: [processor]))
+        self._result.note_metrics(NormaliserCollector(lambda: [processor], processor.counted))
 
 
 _IDS: Final = {"bookTicker": b'"u":', "depth@100ms": b'"u":', "aggTrade": b'"a":'}

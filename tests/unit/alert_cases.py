@@ -83,13 +83,21 @@ CASES = (
     flag("WritesUnacknowledged", 'orderflow_unacknowledged_sec{service="ofi"}', "11", "0", "30s", OFI, "10"),
     Case(
         "SnapshotsStale",
-        {'orderflow_snapshot_age_sec{service="ofi"}': "0+15x40 0+0x20"},
+        {
+            'orderflow_snapshot_age_sec{service="ofi"}': "0+15x40 0+0x20",
+            'orderflow_snapshot_interval_sec{service="ofi"}': "10+0x60",
+        },
         "4m",
         "5m",
         "10m15s",
         {
             'orderflow_snapshot_age_sec{service="ofi"}': "119+0x40",
+            'orderflow_snapshot_interval_sec{service="ofi"}': "10+0x40",
             'orderflow_snapshot_age_sec{service="lake"}': "900+0x40",
+            'orderflow_snapshot_interval_sec{service="lake"}': "10+0x40",
+            # Set to an hour.
+            'orderflow_snapshot_age_sec{service="cvd"}': "3700+0x40",
+            'orderflow_snapshot_interval_sec{service="cvd"}': "3600+0x40",
         },
         OFI,
     ),
@@ -111,6 +119,27 @@ CASES = (
     flag("InputStalled", 'orderflow_input_age_sec{service="ofi"}', "31", "1", "30s", OFI, "29"),
     flag("ReplayDivergence", 'replay_divergence_total{topic="signals"}', "1", "0", "0m", {"topic": "signals"}),
     Case(
+        "ReplayNotJudged",
+        {'verify_not_judged_total{instance="a"}': "0+0x20 2+0x600"},
+        "9m",
+        "11m",
+        "140m",
+        {'verify_not_judged_total{instance="a"}': "2+0x80"},
+        {"instance": "a"},
+    ),
+    Case(
+        "ReplayNotJudged",
+        {
+            'verify_behind_sec{instance="a"}': "0+0x4 10801+0x40 40+0x40",
+            'verify_span_sec{instance="a"}': "3600+0x100",
+        },
+        "5m45s",
+        "7m",
+        "13m",
+        {'verify_behind_sec{instance="a"}': "7200+0x80", 'verify_span_sec{instance="a"}': "3600+0x80"},
+        {"instance": "a"},
+    ),
+    Case(
         "NoFrames",
         {
             'recv_frames_total{route="public"}': "0+100x20 2000+0x20 2000+100x20",
@@ -122,12 +151,47 @@ CASES = (
         {'recv_frames_total{route="public"}': "0+1x60", 'recv_frames_total{route="market"}': "0+0x60"},
     ),
     Case(
+        "RouteSilent",
+        {
+            'recv_frames_total{instance="a",route="public"}': "0+100x80",
+            'recv_frames_total{instance="a",route="market"}': "0+10x20 200+0x20 200+10x40",
+            'recorder_symbols{instance="a"}': "3+0x80",
+        },
+        "6m",
+        "8m",
+        "12m",
+        {
+            # A capture, and a shard without symbols.
+            'recv_frames_total{instance="b",route="market"}': "0+0x80",
+            'recv_frames_total{instance="c",route="public"}': "0+0x80",
+            'recorder_symbols{instance="c"}': "0+0x80",
+            'recv_frames_total{instance="d",route="market"}': "0+1x80",
+            'recorder_symbols{instance="d"}': "1+0x80",
+        },
+        {"instance": "a", "route": "market"},
+    ),
+    Case(
+        "RouteSilent",
+        {
+            'recv_frames_total{instance="a",route="public"}': "0+100x80",
+            'recorder_symbols{instance="a"}': "3+0x80",
+            'recv_frames_total{instance="b",route="public"}': "0+100x20 2000+0x20 2000+100x40",
+            'recorder_symbols{instance="b"}': "2+0x80",
+        },
+        "6m",
+        "8m",
+        "12m",
+        {'recv_frames_total{instance="a",route="public"}': "0+1x80", 'recorder_symbols{instance="a"}': "3+0x80"},
+        {"instance": "b", "route": "public"},
+    ),
+    Case(
         "RecorderFenced",
-        {"recorder_epoch": "1+0x4 3+0x4 5+0x4 7+0x80"},
+        {'recorder_epoch{instance="a"}': "1+0x4 3+0x4 5+0x4 7+0x80", 'recorder_epoch{instance="b"}': "1+0x100"},
         "2m",
         "4m",
         "20m",
-        {"recorder_epoch": "1+0x4 2+0x4 3+0x80"},
+        # Three shards, each begun anew twice; unknown until the journal is open.
+        {f'recorder_epoch{{instance="{shard}"}}': "1+0x4 _ 2+0x4 _ 3+0x80" for shard in "abc"},
     ),
     flag(
         "LatencyHigh",
@@ -156,7 +220,25 @@ CASES = (
     ),
     flag("BookNotSynced", 'book_synced{symbol="BTCUSDT"}', "0", "1", "1m", {"symbol": "BTCUSDT"}),
     Case(
-        "OracleFailed", {"oracle_failed_total": "0+0x20 2+0x60"}, "5m", "6m", "12m", {"oracle_failed_total": "7+0x60"}
+        "BookNotSynced",
+        {
+            'book_synced{instance="a",symbol="other"}': "1+0x80",
+            'book_synced{instance="b",symbol="other"}': "1+0x4 0+0x20 1+0x60",
+        },
+        "2m",
+        "3m",
+        "9m",
+        {'book_synced{instance="a",symbol="other"}': "1+0x80"},
+        {"symbol": "other"},
+    ),
+    Case(
+        "OracleFailed",
+        {"books_distrusted_total": "0+0x20 2+0x60"},
+        "5m",
+        "6m",
+        "12m",
+        # A lost quote fails updates of a right book.
+        {"books_distrusted_total": "7+0x60", "oracle_failed_total": "0+1x60"},
     ),
     Case("TradesLost", {"lost_trades_total": "0+0x20 2+0x80"}, "5m", "6m", "18m", {"lost_trades_total": "7+0x80"}),
     Case(
@@ -290,10 +372,21 @@ RECORDED: tuple[tuple[str, Series, str, dict[str, float]], ...] = (
         {"{}": 0.1},
     ),
     (
+        "service:consumer_lag_records:sum",
+        {
+            'consumer_lag_records{instance="a",service="ofi",topic="t",partition="0"}': "5+0x10",
+            'consumer_lag_records{instance="b",service="ofi",topic="t",partition="0"}': "3+0x10",
+            'consumer_lag_records{instance="b",service="ofi",topic="u",partition="0"}': "6+0x10",
+        },
+        "2m",
+        {'{service="ofi"}': 11.0},
+    ),
+    (
         "service_topic:consumer_lag_records:sum",
         {
-            'consumer_lag_records{service="ofi",topic="t",partition="0"}': "5+0x10",
-            'consumer_lag_records{service="ofi",topic="t",partition="1"}': "6+0x10",
+            'consumer_lag_records{instance="a",service="ofi",topic="t",partition="0"}': "5+0x10",
+            'consumer_lag_records{instance="b",service="ofi",topic="t",partition="0"}': "3+0x10",
+            'consumer_lag_records{instance="a",service="ofi",topic="t",partition="1"}': "6+0x10",
         },
         "2m",
         {'{service="ofi",topic="t"}': 11.0},

@@ -68,6 +68,17 @@ def test_nothing_but_the_exchange_differs_between_services() -> None:
     assert SERVICES["init"]["environment"] == SERVICES["ingestion"]["environment"]
 
 
+def test_what_is_scraped_can_be_started() -> None:
+    """A figure, and its alert, of a service that nobody can start would never be there."""
+    jobs = yaml.safe_load((ROOT / "infra" / "prometheus" / "prometheus.yml").read_text("utf-8"))["scrape_configs"]
+    names = {name for job in jobs for each in job.get("dns_sd_configs", []) for name in each["names"]}
+    assert names <= SERVICES.keys()
+    for name in names:
+        assert SERVICES[name]["command"] == [f"services.{name}"]
+    assert SERVICES["verify"]["profiles"] == ["verify"]
+    assert SERVICES["verify"]["environment"] == SERVICES["ofi"]["environment"]
+
+
 def test_folders_that_are_mounted_are_in_the_repository() -> None:
     for name, service in SERVICES.items():
         for volume in service.get("volumes", []):

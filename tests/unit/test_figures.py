@@ -11,12 +11,14 @@ from typing import Any, cast
 
 import pytest
 from lake_rows import T0_MS, record, tick
+from orderflow.counts import ProcessCounts
 from orderflow.errors import LogError
 from orderflow.ingest.metrics import NormaliserCollector
 from orderflow.lake.minutes import MAX_MINUTES, MinuteBuckets
 from orderflow.lake.parquet import LakeSink
-from orderflow.lake.service import SinkCollector
+from orderflow.lake.service import SinkCollector, counting
 from orderflow.lake.settings import LakeConfig
+from orderflow.microstructure.signal import GUARDS
 from orderflow.streaming.codec import Codecs
 from orderflow.streaming.figures import (
     MAX_SYMBOLS,
@@ -30,7 +32,6 @@ from orderflow.streaming.figures import (
 from orderflow.streaming.lag import FRESH_SEC, LagWatch
 from orderflow.streaming.log import TP
 from orderflow.streaming.memory_log import MemoryLog
-from orderflow.streaming.merge import Merger
 from orderflow.streaming.metrics import StatsCollector
 from orderflow.streaming.runtime import RuntimeOptions, ServiceSpec, Stats
 from orderflow.streaming.service import metrics_content
@@ -138,13 +139,30 @@ def test_signals_are_counted_by_direction_and_every_guard_that_blocked() -> None
     first.take(SIGNALS, record(SIGNALS, 1, direction=1, gating=False, gate_reasons=[]))
     first.take(SIGNALS, record(SIGNALS, 1, direction=1, gating=True, gate_reasons=["spread", "lag"]))
     second.take(SIGNALS, record(SIGNALS, 1, symbol="ETHUSDT", direction=-1, gating=True, gate_reasons=["lag"]))
-    assert samples(stage) == {
+    found = samples(stage)
+    assert {name: value for name, value in found.items() if value} == {
         'signals_total{direction="buy",gating="passed",symbol="BTCUSDT"}': 1,
         'signals_total{direction="buy",gating="blocked",symbol="BTCUSDT"}': 1,
         'signals_total{direction="sell",gating="blocked",symbol="ETHUSDT"}': 1,
         'signals_gated_total{reason="spread"}': 1,
         'signals_gated_total{reason="lag"}': 2,
     }
+    assert len([name for name in found if name.startswith("signals_total") and "BTCUSDT" in name]) == 6
+    assert found['signals_total{direction="sell",gating="passed",symbol="BTCUSDT"}'] == 0, "its first will be growth"
+    assert {f'signals_gated_total{{reason="{guard}"}}' for guard in GUARDS} <= found.keys()
+
+
+def test_a_symbol_met_late_pushes_no_other_into_the_rest() -> None:
+    stage = CvdFigures("cvd")
+    (part,) = owning(stage)
+    for number in range(MAX_SYMBOLS):
+        part.take(CVD, cvd(1.0, 2.5, symbol=f"S{number:04}USDT"))
+    part.take(CVD, cvd(1.0, 2.5, symbol="AAAUSDT"))
+    found = samples(stage)
+    assert found['feature_z_total{service="cvd",symbol="other"}'] == 1
+    assert found[f'feature_z_total{{service="cvd",symbol="S{MAX_SYMBOLS - 1:04}USDT"}}'] == 1
+    assert 'cvd_scale_median{symbol="AAAUSDT"}' not in found
+    assert f'cvd_scale_median{{symbol="S{MAX_SYMBOLS - 1:04}USDT"}}' in found
 
 
 def test_nothing_is_told_of_a_symbol_that_was_given_away_but_its_counts_stay() -> None:
@@ -188,14 +206,13 @@ def test_every_name_is_in_the_list_of_metrics(tmp_path: Path) -> None:
     spec = ServiceSpec("lake", (JOURNAL,), (), "f")
     runtime = SinkRuntime(MemoryLog(), cast(Codecs, None), spec, RuntimeOptions(), cast(Any, None))
     runtime.stats.sample_stamps(1, 1)
-    runtime.tasks[0] = cast(
-        Any, SimpleNamespace(sink=LakeSink(tmp_path, 0, LakeConfig()), stuck=False, merger=Merger(()))
-    )
+    sink = LakeSink(tmp_path, 0, LakeConfig())
+    runtime.tasks[0] = cast(Any, SimpleNamespace(sink=sink, stuck=False, newest_stamp_ms=1, has_symbols=True))
     collectors = [
         *(kind(name) for name, kind in STAGE_FIGURES.items()),
         StatsCollector("lake", runtime, "f"),
-        SinkCollector("lake", runtime, tmp_path),
-        NormaliserCollector(lambda: [NormaliserProcessor(NormaliserConfig())]),
+        SinkCollector("lake", runtime, tmp_path, ProcessCounts()),
+        NormaliserCollector(lambda: [NormaliserProcessor(NormaliserConfig())], ProcessCounts()),
     ]
     families = [family for collector in collectors for family in collector.collect()]
     assert len(families) > 60
@@ -242,6 +259,29 @@ async def test_a_broker_that_does_not_answer_is_asked_again() -> None:
     await asyncio.gather(task, return_exceptions=True)
 
 
+async def test_a_look_at_the_lag_that_fails_is_not_the_last(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("orderflow.streaming.lag.ASK_SEC", 0.0)
+    asked = asyncio.Event()
+    looks = 0
+
+    def positions() -> dict[TP, int]:
+        nonlocal looks
+        looks += 1
+        if looks < 3:
+            raise RuntimeError("dictionary changed size during iteration")
+        asked.set()
+        return {}
+
+    task = asyncio.create_task(LagWatch(MemoryLog(), positions).run())
+    async with asyncio.timeout(10):
+        await asked.wait()
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    assert len([each for each in caplog.messages if "lag" in each]) == 1
+
+
 # -- the lake ----------------------------------------------------------------------------------------------------------
 
 
@@ -284,8 +324,11 @@ def test_minutes_of_another_session_are_not_joined_to_the_ones_before() -> None:
 
 
 def test_the_lakes_figures_outlive_their_partitions(tmp_path: Path) -> None:
+    counted = ProcessCounts()
+    make = counting(lambda partition: LakeSink(tmp_path, partition, LakeConfig()), counted)
+
     def lake(partition: int) -> LakeSink:
-        sink = LakeSink(tmp_path, partition, LakeConfig())
+        sink = cast(LakeSink, make(partition))
         for minute in range(4):
             trade = {"src": "aggTrade", "symbol": f"S{partition}USDT", "ts_ms": T0_MS, "recv_ts_ms": T0_MS}
             sink.step(ROWS, record(ROWS, minute + 1, **trade))
@@ -295,7 +338,7 @@ def test_the_lakes_figures_outlive_their_partitions(tmp_path: Path) -> None:
 
     tasks = {partition: SimpleNamespace(sink=lake(partition)) for partition in (0, 1)}
     runtime = cast(SinkRuntime, SimpleNamespace(tasks=tasks, cuts=2, stuck=[]))
-    collector = SinkCollector("lake", runtime, tmp_path / "not" / "there")
+    collector = SinkCollector("lake", runtime, tmp_path / "not" / "there", counted)
     found = samples(collector)
     expected = {
         'lake_rows_total{kind="prices",service="lake"}': 8,
@@ -306,12 +349,13 @@ def test_the_lakes_figures_outlive_their_partitions(tmp_path: Path) -> None:
     }
     assert {name: found.get(name) for name in expected} == expected
     assert 0 < found['lake_disk_free_bytes{service="lake"}'] <= found['lake_disk_total_bytes{service="lake"}']
-    tasks[0].sink.write_errors = 3
-    samples(collector)
+    for _ in range(3):
+        tasks[0].sink._failed(OSError())
     del tasks[0]
     found = samples(collector)
     assert found['lake_rows_total{kind="prices",service="lake"}'] == 8
-    assert found['write_errors_total{service="lake"}'] == 3
+    assert found['lake_minutes_total{symbol="S0USDT"}'] == 1
+    assert found['write_errors_total{service="lake"}'] == 3, "though nobody asked while the partition was ours"
     tasks[0] = SimpleNamespace(sink=lake(0))
     assert samples(collector)['lake_rows_total{kind="prices",service="lake"}'] == 12
 
@@ -320,6 +364,5 @@ def test_latency_is_sampled_from_who_waited_most_too() -> None:
     stats = Stats()
     now_ms = int(time.time() * 1000)
     stats.sample_stamps(now_ms - 5_000, now_ms)
-    first_ms, last_ms = stats.latency_samples_ms
+    first_ms, last_ms = stats.latencies_ms.values()
     assert first_ms - last_ms == pytest.approx(5_000)
-    assert stats.newest_stamp_ms == now_ms

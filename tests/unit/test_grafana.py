@@ -18,7 +18,7 @@ from grafana.boards import BOARDS
 from grafana.boards.quality import WAITING
 from grafana.build import FOLDER, contents
 from grafana.check import SYNTHETIC, Prometheus, check, expand, is_waiting, metrics_of
-from grafana.panels import DATASOURCE, WIDTH, Panel, Unit
+from grafana.panels import DATASOURCE, RED, WIDTH, Panel, Unit
 from tests.prometheus_fixture import prometheus
 
 GRAFANA = ROOT / "grafana"
@@ -129,6 +129,28 @@ def test_dashboards_are_sound() -> None:
             assert place["x"] + place["w"] <= WIDTH, (name, panel["title"])
             assert not cells & taken, (name, panel["title"])
             taken |= cells
+
+
+def test_what_is_shown_as_now_is_asked_of_now() -> None:
+    """The last value of a range would stand for an hour after its source is gone."""
+    stats = [panel for each in dashboards().values() for panel in each["panels"] if panel["type"] in ("stat", "table")]
+    assert stats
+    for panel in stats:
+        for target in panel["targets"]:
+            assert target["instant"] is True and not target.get("range"), panel["title"]
+
+
+def test_a_clock_that_is_behind_is_shown_too() -> None:
+    (panel,) = (panel for _, panel in PANELS if panel.title == "Clock drift")
+    assert "by (instance)" in panel.queries[0].expr
+    assert [value for value, _ in panel.steps] == [-200, 200] and panel.below == RED
+
+
+def test_panels_that_the_chosen_symbols_do_not_narrow_say_so() -> None:
+    for board, panel in PANELS:
+        if panel.title.split(",")[0] in ("Gaps", "Rejects", "Books begun anew", "Blocked"):
+            assert any(variable.name == "symbol" for variable in board.variables)
+            assert "whichever are chosen" in panel.text, panel.title
 
 
 def test_every_row_of_panels_is_full() -> None:

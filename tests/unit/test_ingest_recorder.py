@@ -7,6 +7,7 @@ from itertools import pairwise
 import pytest
 from ingest_exchange import START_NS, World, frame, gaps, loop_sec, numbers, of_kind
 from orderflow.errors import ConfigError
+from orderflow.ingest.metrics import RecorderCollector
 from orderflow.ingest.seams import Answer
 from orderflow.streaming.journal import partition_of
 
@@ -56,6 +57,11 @@ def test_a_cut_is_a_gap_and_the_route_comes_back() -> None:
         assert (gap["reason"], gap["cause"], gap["route"]) == ("disconnected", "closed_1006", "public")
         assert gap["streams"] == ["bookTicker", "depth@100ms"]
         assert status["connections"]["public"]["reconnects"] == {"closed_1006": 1}
+        families = RecorderCollector(world.recorder).collect()
+        figures = {(each.name, *each.labels.values()): each.value for family in families for each in family.samples}
+        assert figures["recorder_connections", "public", "reconnects/closed_1006"] == 1, "as runbooks ask for it"
+        assert figures["ws_reconnects_total",] == 1
+        assert (figures["recorder_epoch",], figures["recorder_symbols",]) == (1, 1)
         assert whole(numbers(records, "btcusdt@aggTrade")), "the other route is not touched"
         depth = numbers(records, "btcusdt@depth@100ms")
         assert depth == sorted(set(depth))
@@ -267,7 +273,7 @@ def test_an_unknown_symbol_is_refused_before_the_journal_is_touched() -> None:
         with pytest.raises(ConfigError, match="NOSUCHUSDT"):
             await world.task
         assert await world.journal() == []
-        assert world.recorder.status()["epoch"] == 0
+        assert world.recorder.status()["epoch"] is None
 
     run(main())
 

@@ -218,6 +218,21 @@ def test_prometheus_finds_every_service_by_name(manifests: list[Manifest]) -> No
     assert headless >= SERVICES
 
 
+def test_verify_can_be_added(tmp_path: Path) -> None:
+    for folder in ("infra", "grafana"):
+        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    path = tmp_path / "infra" / "kubernetes" / "overlays" / "live" / "kustomization.yaml"
+    path.write_text(path.read_text("utf-8").replace("components: [", "components: [../../components/verify, "), "utf-8")
+    rendered = render(path.parent)
+    assert set(ours(rendered)) == SERVICES | {"verify"}
+    (service,) = (each for each in rendered if name_of(each) == "Service verify")
+    labels = ours(rendered)["verify"]["metadata"]["labels"]
+    assert service["spec"]["selector"].items() <= labels.items()
+    assert labels["app.kubernetes.io/part-of"] == "orderflow"
+    others = [each["spec"]["selector"] for each in rendered if name_of(each) == "Service ofi"]
+    assert others == [{"app.kubernetes.io/name": "ofi"}], "its labels are its own"
+
+
 def test_config_maps_hold_every_file_and_fit(manifests: list[Manifest]) -> None:
     keys: set[str] = set()
     for manifest in manifests:

@@ -189,6 +189,22 @@ def test_a_book_that_stays_wrong_is_stale_and_begun_anew_ever_less_often() -> No
     assert row["book_state"] == "stale", "a book known to be wrong does not pass for a good one"
 
 
+def test_entering_distrust_is_counted_once_and_one_lost_quote_is_none() -> None:
+    feed = wrong_book()
+    disagree(feed, 2)
+    assert feed.processor.counted.of("distrusted") == 0
+    disagree(feed, 1)
+    assert feed.processor.counted.of("distrusted") == 1
+    start = feed.processor._symbols["BTCUSDT"].values.quote_update_id + 10
+    feed.diff(start, start + 10, start - 1)
+    feed.snapshot(start + 5)
+    disagree(feed, 20)
+    assert feed.processor.counted.of("distrusted") == 2, "stale until the pause is over, however many more disagree"
+    reported = wrong_book(mismatches_before_resync=0)
+    disagree(reported, 20)
+    assert reported.processor.counted.of("distrusted") == 1, "a book that is only reported is wrong too"
+
+
 def test_zero_only_reports() -> None:
     feed = wrong_book(mismatches_before_resync=0)
     assert {event["event_type"] for event in disagree(feed, 20)} == {"quote_mismatch"}

@@ -141,6 +141,62 @@ def test_alertmanagers_configuration_is_valid(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+INHIBITED = (
+    # (labels of what fires, labels of what follows, whether that is muted)
+    (("BrokerAway", "lake"), ("InputStalled", "lake"), True),
+    (("BrokerAway", "lake"), ("InputStalled", "ofi"), False),
+    (("BrokerAway", "lake"), ("WritesUnacknowledged", "fusion"), False),
+    (("BrokerAway", "lake"), ("NoFrames", ""), False),
+    (("BrokerAway", "lake"), ("NoSignals", ""), False),
+    (("BrokerAway", "signal"), ("NoSignals", ""), True),
+    (("BrokerAway", "ingestion"), ("NoFrames", ""), True),
+    (("BrokerAway", "ingestion"), ("InputStalled", "ofi"), True),
+    (("BrokerAway", "ingestion"), ("WritesUnacknowledged", "lake"), False),
+    (("ServiceMissing", "ingestion"), ("BookNotSynced", ""), True),
+    (("ServiceNotReady", "sinks"), ("InputStalled", "fusion"), False),
+    (("ServiceNotReady", "sinks"), ("InputStalled", "sinks"), True),
+    (("ServiceMissing", "cvd"), ("StreamSilent", ""), False),
+    (("ServiceMissing", "signal"), ("NoSignals", ""), True),
+    (("NoFrames", ""), ("RouteSilent", ""), True),
+    (("NoFrames", ""), ("InputStalled", "ofi"), False),
+)
+
+
+def matches(matchers: list[str], labels: dict[str, str]) -> bool:
+    """As Alertmanager has it: a label that is not there is empty; an expression is of the whole value."""
+    for matcher in matchers:
+        name, regular, value = re.fullmatch(r'(\w+)=(~?)"([^"]*)"', matcher.strip()).groups()  # type: ignore[union-attr]
+        found = labels.get(name, "")
+        if not (re.fullmatch(value, found) if regular else found == value):
+            return False
+    return True
+
+
+@pytest.mark.parametrize(("source", "target", "muted"), INHIBITED)
+def test_an_alert_mutes_what_follows_from_it_and_nothing_else(
+    source: tuple[str, str], target: tuple[str, str], muted: bool
+) -> None:
+    text = (ROOT / "infra" / "alertmanager" / "alertmanager.yml").read_text()
+    fires, follows = (
+        {"alertname": alert} | ({"service": service} if service else {}) for alert, service in (source, target)
+    )
+    assert {source[0], target[0]} <= ALERTS.keys()
+    assert muted == any(
+        matches(rule["source_matchers"], fires)
+        and matches(rule["target_matchers"], follows)
+        and all(fires.get(name, "") == follows.get(name, "") for name in rule.get("equal", []))
+        for rule in yaml.safe_load(text)["inhibit_rules"]
+    )
+
+
+def test_inhibitions_name_alerts_that_exist() -> None:
+    text = (ROOT / "infra" / "alertmanager" / "alertmanager.yml").read_text()
+    for rule in yaml.safe_load(text)["inhibit_rules"]:
+        for matcher in [*rule["source_matchers"], *rule["target_matchers"]]:
+            if matcher.startswith("alertname"):
+                assert set(matcher.partition('"')[2].rstrip('"').split("|")) <= ALERTS.keys()
+
+
 def test_every_alert_has_a_case_and_every_case_an_alert() -> None:
     assert {case.alert for case in CASES} == ALERTS.keys()
 

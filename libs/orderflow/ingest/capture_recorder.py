@@ -137,7 +137,7 @@ class CaptureRecorder:
         return {
             "source": "capture",
             "session": source.session if source else "",
-            "epoch": self._journal.epoch,
+            "epoch": self._journal.epoch if self._journal.opened else None,
             "frames_by_route": dict(source.frames_by_route) if source else {},
             "frames_skipped": source.frames_skipped if source else 0,
             "ticks_skipped": source.ticks_skipped if source else 0,

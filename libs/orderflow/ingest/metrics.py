@@ -1,6 +1,6 @@
 """Figures of ingestion as Prometheus families: what the recorder and the normaliser count, read when scraped.
 
-Of symbols the first `MAX_SYMBOLS` by name have a label of their own; gauges of the rest are summed under `other`.
+The first `MAX_SYMBOLS` symbols that are met have a label of their own; figures of the rest stand under `other`.
 """
 
 from __future__ import annotations
@@ -12,9 +12,19 @@ from typing import Any, Final, Protocol
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, UnknownMetricFamily
 
-from orderflow.streaming.figures import MAX_SYMBOLS, OTHER
+from orderflow.counts import ProcessCounts
+from orderflow.processor import Processor
+from orderflow.streaming.figures import OTHER, SymbolLabels
 from orderflow.streaming.runtime import ProcessorRuntime
-from orderflow.venues.binance.normaliser import REJECT_REASONS, NormaliserProcessor, SymbolFigures
+from orderflow.streaming.samples import RecentSamples
+from orderflow.venues.binance.normaliser import (
+    GAP_REASONS,
+    MISSING_REASONS,
+    REJECT_REASONS,
+    RESYNC_REASONS,
+    NormaliserProcessor,
+    SymbolFigures,
+)
 
 MAX_LABELS: Final = 300
 """Values of one figure of the recorder."""
@@ -33,7 +43,12 @@ TALLIES: Final = (
     ("market_events", "events", "event_type", "records of market.events"),
 )
 """(name of the metric, tally, label, meaning)."""
-KNOWN: Final = {"rejects": tuple(REJECT_REASONS)}
+KNOWN: Final = {
+    "rejects": tuple(REJECT_REASONS),
+    "gaps": GAP_REASONS,
+    "resyncs": RESYNC_REASONS,
+    "missing_frames": MISSING_REASONS,
+}
 """Labels told from the start: to Prometheus a series that begins above 0 has not grown."""
 
 
@@ -115,30 +130,37 @@ def _status_family(key: str, value: Any) -> UnknownMetricFamily:
 
 
 class NormaliserCollector:
-    """What the normalisers of this process have counted in this session, and how each symbol stands."""
+    """What the normalisers of this process have counted since it began, and how each symbol stands."""
 
-    def __init__(self, processors: Callable[[], Iterable[NormaliserProcessor]]) -> None:
+    def __init__(self, processors: Callable[[], Iterable[NormaliserProcessor]], counted: ProcessCounts) -> None:
+        """`counted`: what the processors of this process, also those that are gone, have raised."""
         self._processors = processors
+        self._counted = counted
+        self._labels = SymbolLabels()
 
     def collect(self) -> list[Any]:
-        processors = list(self._processors())
-        tallies: dict[str, Counter[str]] = {}
-        totals: Counter[str] = Counter()
+        processors, counted = list(self._processors()), self._counted
         for processor in processors:
-            totals.update(processor.totals)
-            for name, counts in processor.tallies.items():
-                tallies.setdefault(name, Counter()).update(counts)
+            processor.count_oracle()
         families: list[Any] = [
-            _counter(name, text, label, {**dict.fromkeys(KNOWN.get(tally, ()), 0), **tallies.get(tally, {})})
+            _counter(name, text, label, {**dict.fromkeys(KNOWN.get(tally, ()), 0), **counted.by_cause(tally)})
             for name, tally, label, text in TALLIES
         ]
-        duplicates = {stream: totals[name] for name, stream in DUPLICATES.items()}
+        duplicates = {stream: counted.of("totals", name) for name, stream in DUPLICATES.items()}
         families.append(_counter("dedup_hits", "frames dropped because they had come before", "stream", duplicates))
+        totals = counted.by_cause("totals")
         families.append(_counter("unrowed_frames", "frames that gave neither a row nor a reject", "cause", totals))
-        trades = tallies.get("trades", Counter())
         for name, text, count in (
-            ("backfilled_trades", "missing trades that were fetched", trades["backfilled"]),
-            ("lost_trades", "missing trades that were given up", trades["lost"]),
+            ("backfilled_trades", "missing trades that were fetched", counted.of("trades", "backfilled")),
+            ("lost_trades", "missing trades that were given up", counted.of("trades", "lost")),
+            ("books_distrusted", "times that quotes in a row proved a book wrong", counted.of("distrusted")),
+            (
+                "oracle_checked",
+                "applied diffs held against the quote that they belong to",
+                counted.of("oracle", "checked"),
+            ),
+            ("oracle_failed", "applied diffs that disagreed with it", counted.of("oracle", "failed")),
+            ("oracle_skipped", "applied diffs whose quote is not known", counted.of("oracle", "skipped")),
         ):
             families.append(_plain_counter(name, text, count))
         drifts = [each.drift_ms for each in processors if each.drift_ms is not None]
@@ -147,41 +169,36 @@ class NormaliserCollector:
                 _gauge("clock_drift_ms", "receive time less the exchange's server time", max(drifts, key=abs))
             )
         figures = sorted(figure for processor in processors for figure in processor.symbol_figures())
-        return families + _symbol_families(figures)
+        return families + _symbol_families(figures, self._labels)
 
 
-def _symbol_families(figures: list[SymbolFigures]) -> list[Any]:
-    oracle = [
-        _plain_counter(f"oracle_{name}", f"applied diffs {text}", sum(counts))
-        for name, text, counts in (
-            ("checked", "held against the quote that they belong to", [each.oracle_checked for each in figures]),
-            ("failed", "that disagreed with it", [each.oracle_failed for each in figures]),
-            ("skipped", "whose quote is not known", [each.oracle_skipped for each in figures]),
-        )
-    ]
+def _symbol_families(figures: list[SymbolFigures], labels: SymbolLabels) -> list[Any]:
     states = Counter(each.book_state for each in figures)
     books = GaugeMetricFamily("books", "books by state", labels=["state"])
     for state in BOOK_STATES:
         books.add_metric([state], states[state])
-    synced = GaugeMetricFamily("book_synced", "1 where the book can be trusted", labels=["symbol"])
+    synced = GaugeMetricFamily(
+        "book_synced", "1 where the book can be trusted (other: all of the rest)", labels=["symbol"]
+    )
     skew = GaugeMetricFamily("skew_ms", "T of the newest depth less T of the newest trade", labels=["symbol"])
     silent = GaugeMetricFamily("stream_silent", "1 where the stream is silent", labels=["symbol", "stream"])
-    for each in figures[:MAX_SYMBOLS]:
+    own = [each for each in figures if labels.of(each.symbol) != OTHER]
+    rest = [each for each in figures if labels.of(each.symbol) == OTHER]
+    for each in own:
         synced.add_metric([each.symbol], float(each.book_state == "synced"))
         if each.skew_ms is not None:
             skew.add_metric([each.symbol], each.skew_ms)
         for stream in each.silent:
             silent.add_metric([each.symbol, stream], 1.0)
-    rest = figures[MAX_SYMBOLS:]
     if rest:
-        synced.add_metric([OTHER], sum(each.book_state == "synced" for each in rest))
+        synced.add_metric([OTHER], float(all(each.book_state == "synced" for each in rest)))
         for stream, count in sorted(Counter(stream for each in rest for stream in each.silent).items()):
             silent.add_metric([OTHER, stream], count)
     streams = GaugeMetricFamily("streams_silent", "silent streams", labels=["stream"])
     silent_streams = Counter(stream for each in figures for stream in each.silent)
     for stream in ("aggTrade", "bookTicker", "depth"):
         streams.add_metric([stream], silent_streams[stream])
-    return [*oracle, books, synced, skew, silent, streams]
+    return [books, synced, skew, silent, streams]
 
 
 def normalisers(runtime: ProcessorRuntime) -> Callable[[], list[NormaliserProcessor]]:
@@ -191,9 +208,19 @@ def normalisers(runtime: ProcessorRuntime) -> Callable[[], list[NormaliserProces
     ]
 
 
-def newest_latencies_ms(processors: Callable[[], Iterable[NormaliserProcessor]]) -> Callable[[], list[float]]:
-    """R - E of the newest rows of each partition."""
-    return lambda: [float(latency_ms) for each in processors() for latency_ms in each.latencies_ms]
+def counting(
+    make: Callable[[int], Processor], counted: ProcessCounts, latencies_ms: RecentSamples
+) -> Callable[[int], Processor]:
+    """`make`, whose normalisers all raise the same counts and sample R - E of each row into the same ring."""
+
+    def made(partition: int) -> Processor:
+        processor = make(partition)
+        if isinstance(processor, NormaliserProcessor):
+            processor.counted = counted
+            processor.note_latency_ms = latencies_ms.add
+        return processor
+
+    return made
 
 
 def _counter(name: str, text: str, label: str, counts: Mapping[str, int]) -> CounterMetricFamily:

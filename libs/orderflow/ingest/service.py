@@ -14,17 +14,24 @@ import msgspec
 from prometheus_client import CollectorRegistry
 
 from orderflow.config import Config
+from orderflow.counts import ProcessCounts
 from orderflow.errors import ConfigError
 from orderflow.ingest.capture_recorder import CaptureRecorder
 from orderflow.ingest.choice import settled
-from orderflow.ingest.metrics import NormaliserCollector, RecorderCollector, newest_latencies_ms, normalisers
+from orderflow.ingest.metrics import (
+    NormaliserCollector,
+    RecorderCollector,
+    counting,
+    normalisers,
+)
 from orderflow.pipeline import BY_NAME
 from orderflow.streaming.codec import Codecs
 from orderflow.streaming.kafka_log import KafkaLog
 from orderflow.streaming.lag import LagWatch
 from orderflow.streaming.metrics import Samples, StatsCollector
 from orderflow.streaming.recorder import JournalWriter, shard_partitions
-from orderflow.streaming.runtime import ProcessorRuntime, ServiceSpec
+from orderflow.streaming.runtime import STALLED_SEC, ProcessorRuntime, ServiceSpec
+from orderflow.streaming.samples import RecentSamples
 from orderflow.streaming.service import Running, options_of, runtime_status
 from orderflow.topics import PARTITIONS
 
@@ -60,7 +67,9 @@ class Ingestion:
 
     @property
     def ready(self) -> bool:
-        return self._recorder.ready and self._normaliser.ready
+        """Whether both work, and the broker takes the journal as well as what is made of it."""
+        stored = self._journal.writer.waiting_sec < STALLED_SEC
+        return self._recorder.ready and self._normaliser.ready and stored
 
     @property
     def drained(self) -> bool:
@@ -120,7 +129,7 @@ def build(
         raise ConfigError(str(error)) from error
     journal = JournalWriter(log, codecs, config.runtime.topic_prefix, partitions, config.ingestion.broker_patience_sec)
     recorder: Recorder
-    hops: dict[str, Samples] = {"journal": lambda: journal.latency_samples_ms}
+    hops: dict[str, Samples] = {"journal": journal.latencies_ms.values}
     if config.ingestion.source == "capture":
         if not config.ingestion.capture:
             raise ConfigError("SOURCE=capture needs CAPTURE, the file to read")
@@ -132,20 +141,30 @@ def build(
         outside = system_outside(config.ingestion.ping_interval_sec)
         sockets = WebsocketRecorder(journal, config.ingestion, log, codecs, config.runtime.topic_prefix, outside)
         recorder = sockets
-        hops["receive"] = lambda: sockets.wait_samples_ms
+        hops["receive"] = sockets.waits_ms.values
     stage = BY_NAME["normaliser"]
+    counted, latencies_ms = ProcessCounts(), RecentSamples()
+    hops["exchange"] = latencies_ms.values
     normaliser = ProcessorRuntime(
         log,
         codecs,
         ServiceSpec("normaliser", stage.inputs, stage.outputs, stage.fingerprint(config)),
         options_of(config),
-        lambda partition: stage.make(config, partition),
+        counting(lambda partition: stage.make(config, partition), counted, latencies_ms),
     )
     service = Ingestion(recorder, journal, normaliser)
     registry = CollectorRegistry()
     processors = normalisers(normaliser)
-    hops["exchange"] = newest_latencies_ms(processors)
-    registry.register(StatsCollector("ingestion", normaliser, stage.fingerprint(config), hops))
-    registry.register(NormaliserCollector(processors))
+    registry.register(
+        StatsCollector(
+            "ingestion",
+            normaliser,
+            stage.fingerprint(config),
+            hops,
+            also_written=[journal.writer],
+            ready=lambda: service.ready,
+        )
+    )
+    registry.register(NormaliserCollector(processors, counted))
     registry.register(RecorderCollector(recorder))
     return service, registry, service.status

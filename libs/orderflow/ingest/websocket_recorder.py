@@ -30,7 +30,7 @@ from orderflow.streaming.codec import Codecs
 from orderflow.streaming.journal import partition_of
 from orderflow.streaming.log import Log
 from orderflow.streaming.recorder import JournalWriter, Tail, journal_record
-from orderflow.streaming.runtime import keep_newest
+from orderflow.streaming.samples import RecentSamples
 from orderflow.venues.binance.endpoints import Endpoints
 from orderflow.venues.binance.frames import UNDECODABLE, FrameRoute, decode_server_time
 from orderflow.venues.binance.streams import STREAMS_BY_ROUTE, Route, stream_name
@@ -131,7 +131,7 @@ class WebsocketRecorder:
         self.server_time_slow = 0
         self.drift_ms: float | None = None
         self.round_trip_ms: float | None = None
-        self.wait_samples_ms: list[float] = []
+        self.waits_ms = RecentSamples()
         """From receipt to being handed to the journal, of the oldest record of each of the newest takes."""
 
     # -- life -----------------------------------------------------------------------------------------------------
@@ -346,7 +346,7 @@ class WebsocketRecorder:
     def _append(self, partition: int, record: Record) -> None:
         if not self._waited:
             self._waited = True
-            keep_newest(self.wait_samples_ms, (self._now_ns() - record["recv_ts_ns"]) / 1e6)
+            self.waits_ms.add((self._now_ns() - record["recv_ts_ns"]) / 1e6)
         seq = self._journal.append(partition, record, self._stamp_ms)
         if record["kind"] in ANSWERS:
             self._requests.desk.answered(record["kind"], record["symbol"], seq)
@@ -543,7 +543,8 @@ class WebsocketRecorder:
         return {
             "source": self._config.source,
             "session": self.session,
-            "epoch": self._journal.epoch,
+            "epoch": self._journal.epoch if self._journal.opened else None,
+            "symbols": len(self._symbols),
             "frames_by_route": dict(self.frames_by_route),
             "routes": dict(self._routes),
             "connections": {route: keeper.status() for route, keeper in self._keepers.items()},

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
+from orderflow.counts import ProcessCounts
+
 MS_PER_MINUTE: Final = 60_000
 NS_PER_MINUTE: Final = 60_000_000_000
 MAX_MINUTES: Final = 1440
@@ -22,6 +24,8 @@ class MinuteBuckets:
         """Per symbol: minutes that were judged."""
         self.empty: dict[str, int] = {}
         """Of these, without a trade."""
+        self.counted = ProcessCounts()
+        """The same counts, of the process's life."""
         self._traded: dict[str, set[int]] = {}
         self._newest: int | None = None
         """The newest minute that was judged, or the first one of all."""
@@ -55,6 +59,9 @@ class MinuteBuckets:
     def _judge(self, symbol: str, first: int, last: int) -> None:
         traded = self._traded.setdefault(symbol, set())
         minutes = last - first + 1
+        empty = minutes - sum(first <= minute <= last for minute in traded)
         self.judged[symbol] = self.judged.get(symbol, 0) + minutes
-        self.empty[symbol] = self.empty.get(symbol, 0) + minutes - sum(first <= minute <= last for minute in traded)
+        self.empty[symbol] = self.empty.get(symbol, 0) + empty
+        self.counted.add("minutes", symbol, minutes)
+        self.counted.add("empty_minutes", symbol, empty)
         self._traded[symbol] = {minute for minute in traded if minute > last}

@@ -207,7 +207,8 @@ class LakeSink(CutSink):
 
     def rows_buffered(self) -> int:
         """Rows and raw lines that wait to be written."""
-        return self._rows + sum(buffer.lines for buffer in self._raw.values())
+        # A copy: figures are asked for while a cut is written in a thread.
+        return self._rows + sum(buffer.lines for buffer in list(self._raw.values()))
 
     def _full(self) -> bool:
         return (

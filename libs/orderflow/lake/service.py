@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from weakref import WeakKeyDictionary
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
 from orderflow.config import Config, SinksConfig, effective_fingerprint, fingerprint
+from orderflow.counts import ProcessCounts
 from orderflow.lake.checkpoint import advance
 from orderflow.lake.parquet import LakeSink
 from orderflow.lake.signals import SignalSink
 from orderflow.lake.sink import CutSink, FileSink
 from orderflow.lake.sqlite import SignalDatabase
 from orderflow.streaming.codec import Codecs
-from orderflow.streaming.figures import MAX_SYMBOLS, OTHER
+from orderflow.streaming.figures import SymbolLabels
 from orderflow.streaming.kafka_log import KafkaLog
 from orderflow.streaming.metrics import StatsCollector
 from orderflow.streaming.runtime import ServiceSpec
@@ -28,50 +28,46 @@ from orderflow.streaming.sinks import SinkRuntime, SinkTask
 from orderflow.streaming.snapshots import InputPosition
 
 
-class Totals:
-    """Sums of counts whose holders come and go with their partitions; a sum never falls."""
+def counting(make: Callable[[int], FileSink], counted: ProcessCounts) -> Callable[[int], FileSink]:
+    """`make`, whose sinks all raise the same counts: they come and go with their partitions, a count stays."""
 
-    def __init__(self) -> None:
-        self._last: WeakKeyDictionary[CutSink, dict[str, int]] = WeakKeyDictionary()
-        self.sums: Counter[str] = Counter()
+    def made(partition: int) -> FileSink:
+        sink = make(partition)
+        if isinstance(sink, CutSink):
+            sink.counted = counted
+        if isinstance(sink, LakeSink):
+            sink.minutes.counted = counted
+        return sink
 
-    def add(self, holder: CutSink, counts: Mapping[str, int]) -> None:
-        """Add by how much the counts of `holder` have grown since it was last asked."""
-        last = self._last.get(holder, {})
-        for name, count in counts.items():
-            self.sums[name] += count - last.get(name, 0)
-        self._last[holder] = dict(counts)
+    return made
 
 
 class SinkCollector:
     """Figures of the sinks of a process as Prometheus families."""
 
-    def __init__(self, name: str, runtime: SinkRuntime, root: Path) -> None:
+    def __init__(self, name: str, runtime: SinkRuntime, root: Path, counted: ProcessCounts) -> None:
+        """`counted`: what the sinks of this process, also those that are gone, have raised."""
         self._name = name
         self._runtime = runtime
         self._root = root
-        self._totals = Totals()
-        self._rows = Totals()
+        self._counted = counted
+        self._labels = SymbolLabels()
 
     def collect(self) -> list[Any]:
         sinks: list[Any] = [task.sink for _, task in sorted(self._runtime.tasks.items())]
-        for sink in sinks:
-            own = {"errors": sink.write_errors, "files": sink.files_written, "bytes": sink.bytes_written}
-            self._totals.add(sink, own)
-            self._rows.add(sink, sink.rows_written)
-        sums = self._totals.sums
+        counted = self._counted
         families: list[Any] = []
         for metric, text, value in (
-            ("write_errors", "attempts to write a file that failed", sums["errors"]),
+            ("write_errors", "attempts to write a file that failed", counted.of("write_errors")),
             ("lake_cuts", "cuts made durable", self._runtime.cuts),
-            ("lake_files", "files written", sums["files"]),
-            ("lake_bytes", "bytes written", sums["bytes"]),
+            ("lake_files", "files written", counted.of("files")),
+            ("lake_bytes", "bytes written", counted.of("bytes")),
         ):
             counter = CounterMetricFamily(metric, text, labels=["service"])
             counter.add_metric([self._name], value)
             families.append(counter)
         rows = CounterMetricFamily("lake_rows", "rows made durable", labels=["service", "kind"])
-        for kind, count in sorted(self._rows.sums.items()):
+        for kind, count in sorted(counted.by_cause("rows").items()):
             rows.add_metric([self._name, kind], count)
         for metric, text, size in (
             (
@@ -86,7 +82,23 @@ class SinkCollector:
             gauge = GaugeMetricFamily(metric, text, labels=["service"])
             gauge.add_metric([self._name], size)
             families.append(gauge)
-        return [*families, rows, *_minute_families([each for each in sinks if isinstance(each, LakeSink)])]
+        return [*families, rows, *self._minutes()]
+
+    def _minutes(self) -> list[Any]:
+        """Of each symbol."""
+        families = []
+        for name, text, figure in (
+            ("lake_minutes", "minutes judged", "minutes"),
+            ("lake_empty_minutes", "minutes without a trade", "empty_minutes"),
+        ):
+            family = CounterMetricFamily(name, text, labels=["symbol"])
+            merged: Counter[str] = Counter()
+            for symbol, count in self._counted.by_cause(figure).items():
+                merged[self._labels.of(symbol)] += count
+            for symbol, count in sorted(merged.items()):
+                family.add_metric([symbol], count)
+            families.append(family)
+        return families if self._name == "lake" else []
 
     def _disk(self) -> list[tuple[str, str, float]]:
         """Space of the file system that the folder is, or will be, on; nothing where the system does not say."""
@@ -103,25 +115,6 @@ class SinkCollector:
         ]
 
 
-def _minute_families(sinks: list[LakeSink]) -> list[Any]:
-    """Of each symbol; a symbol has one partition."""
-    if not sinks:
-        return []
-    families = []
-    for name, text, counts in (
-        ("lake_minutes", "minutes judged", [sink.minutes.judged for sink in sinks]),
-        ("lake_empty_minutes", "minutes without a trade", [sink.minutes.empty for sink in sinks]),
-    ):
-        family = CounterMetricFamily(name, text, labels=["symbol"])
-        merged: Counter[str] = Counter()
-        for number, (symbol, count) in enumerate(sorted(item for each in counts for item in each.items())):
-            merged[symbol if number < MAX_SYMBOLS else OTHER] += count
-        for symbol, count in merged.items():
-            family.add_metric([symbol], count)
-        families.append(family)
-    return families
-
-
 def _runtime_build(
     name: str,
     make: Callable[[Config, int], FileSink],
@@ -133,18 +126,19 @@ def _runtime_build(
     def build(
         config: Config, log: KafkaLog, codecs: Codecs
     ) -> tuple[Running, CollectorRegistry, Callable[[], dict[str, Any]]]:
+        counted = ProcessCounts()
         runtime = SinkRuntime(
             log,
             codecs,
             ServiceSpec(name, inputs, (), fingerprint_of(config)),
             options_of(config),
-            lambda partition: make(config, partition),
+            counting(lambda partition: make(config, partition), counted),
             on_cut(config) if on_cut is not None else None,
             on_end,
         )
         registry = CollectorRegistry()
         registry.register(StatsCollector(name, runtime, fingerprint_of(config)))
-        registry.register(SinkCollector(name, runtime, Path(config.runtime.data_dir)))
+        registry.register(SinkCollector(name, runtime, Path(config.runtime.data_dir), counted))
 
         def status() -> dict[str, Any]:
             return {

@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Final, NamedTuple, Protocol
 
 import msgspec
 
+from orderflow.counts import ProcessCounts
 from orderflow.lake import files
 from orderflow.lake.layout import LakeError, partition_of
 from orderflow.processor import Record
@@ -117,6 +118,8 @@ class CutSink(ABC):
         self.rows_written: dict[str, int] = {}
         self.bytes_written = 0
         self.write_errors = 0
+        self.counted = ProcessCounts()
+        """The same counts, of the process's life; the sinks of a process share one."""
         self.last_flush_sec = 0.0
         self.cuts: dict[str, int] = {}
         """Cuts by cause: clock, rows, end, session."""
@@ -207,6 +210,9 @@ class CutSink(ABC):
         result = CutResult(self.first_seq, self.last_seq, [file for _, file in written])
         self.files_written += sum(file.made for _, file in written)
         for kind, file in written:
+            self.counted.add("files", "", file.made)
+            self.counted.add("bytes", "", file.bytes)
+            self.counted.add("rows", kind, file.rows)
             self.bytes_written += file.bytes
             self.rows_written[kind] = self.rows_written.get(kind, 0) + file.rows
         if self._cause:
@@ -230,12 +236,13 @@ class CutSink(ABC):
 
     def _failed(self, error: OSError) -> None:
         self.write_errors += 1
+        self.counted.add("write_errors")
 
     def _sync(self, paths: list[str]) -> None:
         try:
             files.sync_folders(sorted({(self.root / path).parent for path in paths}))
         except OSError as error:
-            self.write_errors += 1
+            self._failed(error)
             raise files.LakeWriteError(
                 f"a folder of the cut {self.first_seq} to {self.last_seq} below {self.root} can't be flushed: {error}; "
                 "see to the disk: the log keeps the data and writing goes on from there"

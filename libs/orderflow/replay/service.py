@@ -44,6 +44,7 @@ class VerifyService:
         """Receive time of the newest journal record."""
         self.judged_to_ns = 0
         self.round_sec = 0.0
+        self.span_sec = config.runtime.verify_span_sec
 
     @property
     def drained(self) -> bool:
@@ -171,10 +172,14 @@ class VerifyCollector:
         for name, text, gauge_value in (
             ("verify_behind_sec", "journal received and not yet judged, seconds", self._behind_sec()),
             ("verify_round_sec", "seconds that the newest stretch took", service.round_sec),
+            ("verify_span_sec", "seconds of the journal that are judged at a time", service.span_sec),
         ):
             gauge = GaugeMetricFamily(name, text)
             gauge.add_metric([], gauge_value)
             families.append(gauge)
+        ready = GaugeMetricFamily("orderflow_ready", "1 where the service works", labels=["service"])
+        ready.add_metric(["verify"], float(service.ready))
+        families.append(ready)
         info = GaugeMetricFamily(
             "orderflow_config_info", "fingerprint of the settings", labels=["service", "fingerprint"]
         )

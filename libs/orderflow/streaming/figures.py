@@ -9,17 +9,19 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import product
 from statistics import median_low
 from typing import Any, ClassVar, Final
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
+from orderflow.microstructure.signal import GUARDS
 from orderflow.processor import Record
 from orderflow.topics import FUSION
 
 MAX_SYMBOLS: Final = 300
-"""The first so many by name have labels of their own."""
+"""The first so many that a process meets have labels of their own."""
 OTHER: Final = "other"
 WINDOW_TRADES: Final = 500
 DIRECTIONS: Final = {1: "buy", -1: "sell", 0: "none"}
@@ -28,6 +30,27 @@ Gauge = tuple[str, str, Callable[[Record], float | None]]
 """(name, meaning, its value in a record)."""
 Counts = dict[tuple[str, ...], int]
 """By values of labels."""
+Labelled = Sequence[tuple[str, Any]]
+"""(label, figures) of each symbol."""
+
+
+class SymbolLabels:
+    """Which symbols have a label of their own: the first `MAX_SYMBOLS` that were met, for good.
+
+    By rank among all, a symbol met late would push another into the rest, and a count would fall.
+    """
+
+    def __init__(self) -> None:
+        self._own: set[str] = set()
+
+    def of(self, symbol: str) -> str:
+        """The symbol itself, or `OTHER`."""
+        own = self._own
+        if symbol not in own:
+            if len(own) >= MAX_SYMBOLS:
+                return OTHER
+            own.add(symbol)
+        return symbol
 
 
 class SymbolFigures(ABC):
@@ -119,7 +142,8 @@ class SignalSymbol(SymbolFigures):
 
     def __init__(self) -> None:
         super().__init__()
-        self.signals: dict[tuple[int, bool], int] = {}
+        self.signals: dict[tuple[int, bool], int] = dict.fromkeys(product(DIRECTIONS, (False, True)), 0)
+        """All from the start: to Prometheus a series that begins above 0 has not grown."""
 
     def take(self, record: Record) -> None:
         key = (record["direction"], record["gating"])
@@ -204,6 +228,7 @@ class StageFigures:
         self.symbols: dict[str, Any] = {}
         """Every symbol that this process has met: a subscription is a few hundred at most."""
         self.owned: Callable[[], Iterable[PartitionFigures]] = tuple
+        self._labels = SymbolLabels()
 
     def partition(self) -> PartitionFigures:
         """For a partition, or a session, that begins."""
@@ -214,20 +239,22 @@ class StageFigures:
         each: SymbolFigures | None = self.symbols.get(symbol)
         if each is None:
             each = self.symbols[symbol] = self.symbol_type()
+            self._labels.of(symbol)
         each.begin()
         return each
 
     def collect(self) -> list[Any]:
         """Every family; registered with Prometheus' registry."""
-        owned = sorted({name: each for part in self.owned() for name, each in part.symbols.items()}.items())
-        counted = dict(sorted(self.symbols.items()))
-        return [*self.counters(counted), *self.newest(dict(owned[:MAX_SYMBOLS]))]
+        owned = {name: each for part in self.owned() for name, each in list(part.symbols.items())}
+        shown = {name: each for name, each in sorted(owned.items()) if self._labels.of(name) != OTHER}
+        labelled = [(self._labels.of(name), each) for name, each in list(self.symbols.items())]
+        return [*self.counters(labelled), *self.newest(shown)]
 
-    def counters(self, symbols: Mapping[str, Any]) -> list[Any]:
+    def counters(self, symbols: Labelled) -> list[Any]:
         """Families of counts, over all symbols."""
         given: Counts = {}
         above: Counts = {}
-        for label, each in _labelled(symbols):
+        for label, each in symbols:
             _add(given, (self._service, label), each.z_count)
             _add(above, (self._service, label, "2"), each.above_2)
             _add(above, (self._service, label, "3"), each.above_3)
@@ -296,9 +323,9 @@ class FusionFigures(StageFigures):
         _add(self._events, (record["event_type"],), 1)
         return True
 
-    def counters(self, symbols: Mapping[str, Any]) -> list[Any]:
+    def counters(self, symbols: Labelled) -> list[Any]:
         records: Counts = {}
-        for label, each in _labelled(symbols):
+        for label, each in symbols:
             for regime, count in sorted(each.regimes.items()):
                 _add(records, (label, regime), count)
         return [
@@ -330,12 +357,12 @@ class SignalFigures(StageFigures):
         self._blocked[guards] = self._blocked.get(guards, 0) + 1
         return False
 
-    def counters(self, symbols: Mapping[str, Any]) -> list[Any]:
+    def counters(self, symbols: Labelled) -> list[Any]:
         signals: Counts = {}
-        for label, each in _labelled(symbols):
+        for label, each in symbols:
             for (direction, blocked), count in sorted(each.signals.items()):
                 _add(signals, (label, DIRECTIONS[direction], "blocked" if blocked else "passed"), count)
-        reasons: Counts = {}
+        reasons: Counts = {(guard,): 0 for guard in GUARDS}
         for guards, count in self._blocked.items():
             for guard in guards:
                 _add(reasons, (guard,), count)
@@ -351,11 +378,6 @@ STAGE_FIGURES: Final[Mapping[str, type[StageFigures]]] = {
     "fusion": FusionFigures,
     "signal": SignalFigures,
 }
-
-
-def _labelled(symbols: Mapping[str, Any]) -> Iterable[tuple[str, Any]]:
-    """(label, figures); beyond `MAX_SYMBOLS` the label is `OTHER`."""
-    return ((name if number < MAX_SYMBOLS else OTHER, each) for number, (name, each) in enumerate(symbols.items()))
 
 
 def _add(counts: Counts, labels: tuple[str, ...], count: int) -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable, Mapping
 from typing import Final
 
 from orderflow.errors import OrderflowError
 from orderflow.streaming.log import TP, Log
+
+logger = logging.getLogger(__name__)
 
 ASK_SEC: Final = 5.0
 ANSWER_SEC: Final = 5.0
@@ -38,8 +41,16 @@ class LagWatch:
 
     async def run(self) -> None:
         """Until cancelled."""
+        failed = False
         while True:
-            await self.ask()
+            try:
+                await self.ask()
+                failed = False
+            except Exception:
+                # One look that fails must not be the last; the answers grow old meanwhile, and are not told.
+                if not failed:
+                    logger.exception("the lag can't be found out")
+                failed = True
             await asyncio.sleep(ASK_SEC)
 
     async def ask(self) -> None:

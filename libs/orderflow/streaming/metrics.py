@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
 from orderflow.streaming.runtime import ServiceRuntime, Stats
+from orderflow.streaming.writer import Writer
 
 Samples = Callable[[], list[float]]
 """Newest latencies of a hop, milliseconds."""
@@ -36,27 +37,36 @@ class StatsCollector:
         runtime: ServiceRuntime,
         fingerprint: str,
         hops: Mapping[str, Samples] | None = None,
+        also_written: Sequence[Writer] = (),
+        ready: Callable[[], bool] | None = None,
     ) -> None:
-        """`hops`: latencies that this process knows besides its own."""
+        """What this process has besides its runtime.
+
+        `hops`: latencies; `also_written`: writers; `ready`: what `/readyz` says, where it is more than the runtime's.
+        """
         self._service = service
         self._began_sec = time.time()
         self._runtime = runtime
         self._fingerprint = fingerprint
         self._hops = dict(hops or {})
+        self._also_written = list(also_written)
+        self._ready = ready or (lambda: runtime.ready)
 
     def collect(self) -> list[Any]:
         stats: Stats = self._runtime.stats
+        writers = [*self._runtime.writers, *self._also_written]
         families: list[Any] = []
         for name, text, value in (
             ("records_in", "records taken in canonical order", stats.records_in),
             ("records_suppressed", "outputs not written because they were there already", stats.suppressed),
-            ("records_duplicate", "records dropped because they had been taken", self._duplicates()),
+            ("records_duplicate", "records dropped because they had been taken", stats.duplicates),
+            ("records_stale_epoch", "journal records of a superseded recorder, dropped", stats.stale_epoch),
             ("progress_markers", "progress markers written", stats.markers_out),
             ("snapshots", "snapshots written", stats.snapshots),
             ("recoveries", "partitions recovered from a snapshot", stats.recoveries),
             ("broker_losses", "times that all was recovered because the broker had failed", stats.broker_losses),
-            ("batches_sent", "batches acknowledged", sum(each.batches_sent for each in self._runtime.writers)),
-            ("batch_records", "records of these batches", sum(each.records_sent for each in self._runtime.writers)),
+            ("batches_sent", "batches acknowledged", sum(each.batches_sent for each in writers)),
+            ("batch_records", "records of these batches", sum(each.records_sent for each in writers)),
         ):
             counter = CounterMetricFamily(f"orderflow_{name}", text, labels=["service"])
             counter.add_metric([self._service], value)
@@ -74,15 +84,17 @@ class StatsCollector:
             labels=["service", "hop", "quantile"],
         )
         own = HOPS.get(self._service, self._service)
-        for hop, samples in (*((hop, ask()) for hop, ask in self._hops.items()), (own, stats.latency_samples_ms)):
+        for hop, samples in (*((hop, ask()) for hop, ask in self._hops.items()), (own, stats.latencies_ms.values())):
             for quantile, latency_ms in quantiles(samples).items():
                 latency.add_metric([self._service, hop, quantile], latency_ms)
         families += [latency, self._lag()]
-        if stats.newest_stamp_ms:
+        if self._runtime.tasks:
             age = GaugeMetricFamily(
-                "orderflow_input_age_sec", "seconds since receipt of the newest record processed", labels=["service"]
+                "orderflow_input_age_sec",
+                "seconds since receipt of the newest record processed, of the partition that is furthest behind",
+                labels=["service"],
             )
-            age.add_metric([self._service], max(0.0, time.time() - stats.newest_stamp_ms / 1000))
+            age.add_metric([self._service], self._input_age_sec())
             families.append(age)
         for name, text, gauge_value in (
             ("queue_depth", "records waiting for another input", float(stats.buffered)),
@@ -90,21 +102,26 @@ class StatsCollector:
             (
                 "orderflow_batches_outstanding",
                 "batches not yet acknowledged",
-                float(sum(each.outstanding for each in self._runtime.writers)),
+                float(sum(each.outstanding for each in writers)),
             ),
             (
                 "orderflow_unacknowledged_sec",
                 "how long the oldest batch under way has been waiting",
-                max(each.waiting_sec for each in self._runtime.writers),
+                max(each.waiting_sec for each in writers),
             ),
             ("orderflow_start_time_sec", "when this process began, seconds since the epoch", self._began_sec),
             ("orderflow_recovery_sec", "seconds that the newest recovery took", stats.recovery_sec),
-            ("orderflow_ready", "1 where the service owns partitions and works", float(self._runtime.ready)),
+            ("orderflow_ready", "1 where the service owns partitions and works", float(self._ready())),
             ("orderflow_broker_reachable", "1 where a broker has answered lately", float(self._runtime.log.reachable)),
+            (
+                "orderflow_snapshot_interval_sec",
+                "seconds between snapshots, as set; the lake and the sinks save at cuts",
+                self._runtime.options.snapshot_sec,
+            ),
             (
                 "orderflow_snapshot_age_sec",
                 "seconds since the newest snapshot, or since partitions were taken over; 0 where none are owned",
-                time.time() - max(stats.last_snapshot_at, stats.owned_at) if stats.owned_at else 0.0,
+                self._snapshot_age_sec(),
             ),
         ):
             gauge = GaugeMetricFamily(name, text, labels=["service"])
@@ -127,5 +144,17 @@ class StatsCollector:
             lag.add_metric([self._service, self._runtime.logical_input(topic), str(partition)], records)
         return lag
 
-    def _duplicates(self) -> int:
-        return sum(each.duplicates for task in self._runtime.tasks.values() for each in task.merger.inputs)
+    def _snapshot_age_sec(self) -> float:
+        stats = self._runtime.stats
+        if not self._runtime.tasks or not stats.owned_at:
+            return 0.0
+        return time.time() - max(stats.last_snapshot_at, stats.owned_at)
+
+    def _input_age_sec(self) -> float:
+        """Of partitions that have something to do: symbols, whose ticks come several times a second, or a lag."""
+        runtime = self._runtime
+        behind = {partition for (_, partition), records in runtime.lag.lags.items() if records}
+        stamps = [
+            task.newest_stamp_ms for partition, task in runtime.tasks.items() if task.has_symbols or partition in behind
+        ]
+        return max(0.0, time.time() - min(stamps) / 1000) if stamps else 0.0

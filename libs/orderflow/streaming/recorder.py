@@ -24,7 +24,7 @@ from orderflow.streaming import crash
 from orderflow.streaming.codec import Codecs
 from orderflow.streaming.journal import EPOCH_HEADER, OPEN_KIND, JournalView, epoch_of
 from orderflow.streaming.log import TP, Log, LogRecord, read_ranges
-from orderflow.streaming.runtime import keep_newest
+from orderflow.streaming.samples import RecentSamples
 from orderflow.streaming.writer import PATIENCE_SEC, Writer
 from orderflow.topics import JOURNAL
 
@@ -108,9 +108,11 @@ class JournalWriter:
         self._holes: list[tuple[TP, int, int]] = []
         self.writer = Writer(log, patience_sec=patience_sec, on_delivery=self._delivered)
         self.epoch = 0
+        self.opened = False
+        """Whether the journal is ours; until then the epoch is none, or one that may not win."""
         self.seq = dict.fromkeys(partitions, 0)
         self.records = 0
-        self.latency_samples_ms: list[float] = []
+        self.latencies_ms = RecentSamples()
         """From being appended to being acknowledged, of the oldest record of each of the newest batches."""
         self._unacknowledged: dict[TP, deque[tuple[int, int]]] = {tp: deque() for tp in self._tps.values()}
         """Per partition: (records appended before, stamp) where the stamp changed."""
@@ -146,6 +148,7 @@ class JournalWriter:
                         )
                     self.seq[partition] = tails[tp][1].seq
                     self._next_offset[tp] = own[tp] + 1
+                self.opened = True
                 return {partition: tails[tp][1] for partition, tp in self._tps.items()}
             logger.warning(
                 "another recorder opened the journal with epoch %d at the same time; trying again", self.epoch
@@ -277,7 +280,7 @@ class JournalWriter:
         waiting = self._unacknowledged[tp]
         self._acknowledged[tp] += count
         if waiting and waiting[0][0] < self._acknowledged[tp]:
-            keep_newest(self.latency_samples_ms, time.time() * 1000 - waiting[0][1])
+            self.latencies_ms.add(time.time() * 1000 - waiting[0][1])
         while waiting and waiting[0][0] < self._acknowledged[tp]:
             waiting.popleft()
 

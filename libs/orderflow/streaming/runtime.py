@@ -27,6 +27,7 @@ from orderflow.streaming.journal import JournalView, epoch_of, session_of
 from orderflow.streaming.lag import LagWatch
 from orderflow.streaming.log import TP, Log, LogRecord, Membership, Reader, read_ranges
 from orderflow.streaming.merge import Input, Merger
+from orderflow.streaming.samples import RecentSamples
 from orderflow.streaming.seek import epoch_at
 from orderflow.streaming.snapshots import (
     Commit,
@@ -50,7 +51,6 @@ CODE_VERSION: Final = "2"
 TAIL_RECORDS: Final = 1000
 """Records read back to find an output's tail; where they are all markers, four times as many, and so on."""
 NOTHING: Final = (-1, -1)
-MAX_SAMPLES: Final = 4096
 STOP_SEC: Final = 6.0
 """What is left of the ten seconds of a stop for the last snapshot."""
 STALLED_SEC: Final = 5.0
@@ -98,17 +98,11 @@ class Stats:
     owned_at: float = 0.0
     """When partitions were last taken over; what they recovered from is older than any snapshot made since."""
     buffered: int = 0
-    newest_stamp_ms: int = 0
-    """When the journal took the newest record that was processed."""
-    latency_samples_ms: list[float] = field(default_factory=list)
+    latencies_ms: RecentSamples = field(default_factory=RecentSamples)
     by_topic_in: dict[str, int] = field(default_factory=dict)
     by_topic_out: dict[str, int] = field(default_factory=dict)
     step_sec: float = 0.0
     batch_span: int = 0
-
-    def sample_latency(self, value_ms: float) -> None:
-        """Keep the newest."""
-        keep_newest(self.latency_samples_ms, value_ms)
 
     def sample_stamps(self, first_ms: int, last_ms: int) -> None:
         """A batch has been processed whose first and last record the journal took then.
@@ -116,16 +110,8 @@ class Stats:
         Both are sampled: the last alone has waited least, and quantiles of such would lean low where batches are large.
         """
         now_ms = time.time() * 1000
-        self.sample_latency(now_ms - first_ms)
-        self.sample_latency(now_ms - last_ms)
-        self.newest_stamp_ms = max(self.newest_stamp_ms, last_ms)
-
-
-def keep_newest(samples: list[float], value: float) -> None:
-    """A bounded ring of the newest samples."""
-    if len(samples) >= MAX_SAMPLES:
-        del samples[: MAX_SAMPLES // 2]
-    samples.append(value)
+        self.latencies_ms.add(now_ms - first_ms)
+        self.latencies_ms.add(now_ms - last_ms)
 
 
 class Task(Protocol):
@@ -165,6 +151,19 @@ class PartitionBase(ABC):
         self.row_filter: frozenset[int] | None = None
         """Where set: enum indices of the third field that are wanted of `market.rows`; others only keep their place."""
         self.filtered_topic = ""
+        self.newest_stamp_ms = int(time.time() * 1000)
+        """When the journal took the newest record that was processed; before the first, when this partition came."""
+        self.has_symbols = False
+        """Whether records of a symbol come in this session: a partition without any is rarely told the time."""
+
+    def note_processed(self, first_ms: int, last_ms: int) -> None:
+        """The journal took the first and the last record of a batch then; a clock that was ahead hides nothing later."""
+        self.stats.sample_stamps(first_ms, last_ms)
+        self.newest_stamp_ms = min(last_ms, int(time.time() * 1000))
+
+    def meet_symbols(self, released: Sequence[tuple[Input, int, int, LogRecord]]) -> None:
+        """To be called before a batch is processed, which may begin another session."""
+        self.has_symbols = self.has_symbols or any(record.key for _, _, _, record in released)
 
     async def push(self, topic: str, records: Sequence[LogRecord]) -> None:
         """Take records of one input as they were read: markers, duplicates and all."""
@@ -173,6 +172,7 @@ class PartitionBase(ABC):
         wanted = self.row_filter if topic == self.filtered_topic else None
         view = self.view if topic == JOURNAL else None
         prefix = decoder.prefix
+        dropped = self._dropped(each)
         for record in records:
             value = record.value
             if value is None:
@@ -190,6 +190,16 @@ class PartitionBase(ABC):
                 each.push(seq, sub, record)
         if records:
             each.next_offset = records[-1].offset + 1
+        duplicates, stale = self._dropped(each)
+        self.stats.duplicates += duplicates - dropped[0]
+        self.stats.stale_epoch += stale - dropped[1]
+
+    def _dropped(self, each: Input) -> tuple[int, int]:
+        """Records of an input dropped so far: taken before, of a superseded recorder."""
+        view = self.view
+        if view is None or each.topic != JOURNAL:
+            return each.duplicates, 0
+        return each.duplicates + view.duplicates, view.stale
 
     def positions(self, rest: Sequence[tuple[Input, int, int, LogRecord]] = ()) -> list[InputPosition]:
         """Where each input stands, `rest` being what was released and not yet processed."""
@@ -241,7 +251,7 @@ class PartitionBase(ABC):
             begun = session_of(record["payload"])
             if begun is not None:
                 self.session = begun["session"]
-                self.ended = False
+                self.ended = self.has_symbols = False
                 return True
         self.ended = kind == "end"
         if self.ended:
@@ -328,11 +338,12 @@ class ProcessorTask(PartitionBase):
         """Process what is due, at most about `limit` records; append outputs and the marker."""
         released = self.merger.run(limit)
         if released:
+            self.meet_symbols(released)
             self._step_all(released)
             crash.point("stepped")
             self.stats.records_in += len(released)
             self._stamp_ms = released[-1][3].timestamp
-            self.stats.sample_stamps(released[0][3].timestamp, self._stamp_ms)
+            self.note_processed(released[0][3].timestamp, self._stamp_ms)
             self.stats.batch_span = len(released)
         self.mark()
         return len(released)
@@ -424,6 +435,7 @@ class ProcessorTask(PartitionBase):
         self.restore_inputs(restored.commit)
         self.processor = self.make(self.partition)
         self.processor.restore(restored.states)
+        self.has_symbols = not self.ended and any(restored.states)
         for tail in restored.commit.outputs:
             if tail.topic in self.last_out:
                 # What was emitted for the last seq before the snapshot counts on: its next record has the next sub.
@@ -632,7 +644,13 @@ class ServiceRuntime(ABC):
 
     def renew_writers(self) -> None:
         """Make new writers in the place of abandoned ones."""
-        self.state_writer = Writer(self.log, patience_sec=self.options.broker_patience_sec)
+        self.state_writer = self.renewed(self.state_writer)
+
+    def renewed(self, before: Writer) -> Writer:
+        """A new writer that counts on from the one before."""
+        writer = Writer(self.log, patience_sec=self.options.broker_patience_sec)
+        writer.records_sent, writer.batches_sent = before.records_sent, before.batches_sent
+        return writer
 
     async def _pause(self, pause_sec: float) -> None:
         try:
@@ -1036,7 +1054,7 @@ class ProcessorRuntime(ServiceRuntime):
 
     def renew_writers(self) -> None:
         super().renew_writers()
-        self._writer = Writer(self.log, patience_sec=self.options.broker_patience_sec)
+        self._writer = self.renewed(self._writer)
 
     async def after_advance(self) -> None:
         await self._writer.ship()

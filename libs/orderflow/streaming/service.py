@@ -262,6 +262,11 @@ async def keep_metrics_file(path: Path, service: str, registry: CollectorRegistr
                 if not failed:
                     logger.warning("%s can't be written: %s; figures are at /metrics", path, error.strerror)
                 failed = True
+            except Exception:
+                # Whatever one look at the figures stumbles over, the next may not.
+                if not failed:
+                    logger.exception("the figures of %s can't be put together; %s stays as it is", service, path)
+                failed = True
 
 
 def runtime_status(service: str, runtime: ServiceRuntime) -> dict[str, Any]:
@@ -281,7 +286,7 @@ def runtime_status(service: str, runtime: ServiceRuntime) -> dict[str, Any]:
         "suppressed": stats.suppressed,
         "recoveries": stats.recoveries,
         "recovery_sec": round(stats.recovery_sec, 3),
-        "latency_ms": quantiles(stats.latency_samples_ms),
+        "latency_ms": quantiles(stats.latencies_ms.values()),
         "rss_mb": resident_mb(),
         "cpu_sec": round(time.process_time(), 2),
         "pid": os.getpid(),

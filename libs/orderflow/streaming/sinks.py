@@ -72,7 +72,8 @@ class SinkTask(PartitionBase):
         if not self._rest:
             self._rest = list(self.merger.run(limit))
             if self._rest:
-                self.stats.sample_stamps(self._rest[0][3].timestamp, self._rest[-1][3].timestamp)
+                self.meet_symbols(self._rest)
+                self.note_processed(self._rest[0][3].timestamp, self._rest[-1][3].timestamp)
         processed = 0
         while self._rest or self._cut_pending:
             if self._cut_pending:

@@ -12,13 +12,13 @@ stream_silent, stream_resumed, route_down, route_up, latency_jump, clock_drift, 
 from __future__ import annotations
 
 from bisect import insort
-from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, ClassVar, Final, Literal, NamedTuple, TypeAlias
 
 import msgspec
 from msgspec import Meta, Struct
 
+from orderflow.counts import ProcessCounts
 from orderflow.microstructure.book import BookStatus, LocalBook
 from orderflow.microstructure.side import SideClassifier, SideConfig
 from orderflow.processor import Emit, Record
@@ -72,12 +72,39 @@ REJECT_REASONS: Final[dict[str, str]] = {
 }
 """Codes of `quality.rejects`, field `reason`."""
 
+GAP_REASONS: Final = (
+    "conflated",
+    "crossed_book",
+    "disconnected",
+    "dropped",
+    "not_listed",
+    "pu_mismatch",
+    "quote_ids_went_back",
+    "quote_mismatch",
+    "restart",
+    "resubscribed",
+    "trade_ids_went_back",
+    "unknown",
+    "update_ids_went_back",
+)
+"""Of gaps: those that are found here, and those of the recorder's own."""
+RESYNC_REASONS: Final = (
+    "crossed_book",
+    "dropped",
+    "not_listed",
+    "pu_mismatch",
+    "quote_mismatch",
+    "restart",
+    "unknown",
+    "update_ids_went_back",
+)
+MISSING_REASONS: Final = ("conflated", "dropped", "unknown")
+
 _PREFIX_LENGTH: Final = len(ENVELOPE_PREFIX)
 _NAME_END: Final = _PREFIX_LENGTH + 128
 _NS_PER_MS: Final = 1_000_000
 _HUGE: Final = 1e300
 _DETAIL_LENGTH: Final = 240
-_LATENCY_SAMPLES: Final = 1024
 _TALLY_CAUSES: Final = 100
 _MOST: Final = 2**63 - 1
 _WATCH_NS: Final = 1_000_000_000
@@ -85,6 +112,8 @@ _WATCH_NS: Final = 1_000_000_000
 _PAUSE_NS: Final = 5_000_000_000
 """Where ticks pause for longer (a restart, a jump of the clock), the pause says nothing about any stream."""
 _LONGEST_ORACLE_PAUSE_MS: Final = 3_600_000
+_VERDICT: Final = 3
+"""Mismatches in a row that prove a book wrong, where the settings only report them."""
 _REGRESSIONS_BEFORE_BELIEF: Final = 100
 """So many frames in a row that lie behind the newest T show that it was T which was wrong."""
 _KINDS_REFUSED: Final = {"INSURANCE_FUND": "insurance_fund", "NA": "not_a_trade"}
@@ -370,6 +399,9 @@ _decode_gap = msgspec.json.Decoder(_GapPayload).decode
 _Handler: TypeAlias = Callable[[str, Record], list[Emit]]
 
 
+ORACLE_COUNTS: Final = ("checked", "failed", "skipped")
+
+
 class NormaliserProcessor:
     """Steps through one partition of the journal.
 
@@ -390,9 +422,11 @@ class NormaliserProcessor:
         self._common = _Common()
         self._tolerance_ms = config.ts_tolerance_ms
         self._stale_ms = config.stale_ms
-        self.latencies_ms: deque[int] = deque(maxlen=_LATENCY_SAMPLES)
-        """R - E of the newest rows; for metrics alone, so no part of the state."""
-        self._note_latency = self.latencies_ms.append
+        self.note_latency_ms: Callable[[int], None] = _ignore
+        """Told R - E of each row; for metrics alone, so no part of the state."""
+        self.counted = ProcessCounts()
+        """The same counts as `totals` and `tallies`, of the process's life; the normalisers of a process share one."""
+        self._oracle_counted = (0, 0, 0)
         self._handlers: dict[str, _Handler] = {
             "aggTrade": self._on_trade,
             "bookTicker": self._on_quote,
@@ -427,6 +461,18 @@ class NormaliserProcessor:
     def tallies(self) -> dict[str, dict[str, int]]:
         """What has happened in this session, by cause: rejects, gaps, resyncs, events, trades, frames."""
         return {name: dict(sorted(counts.items())) for name, counts in sorted(self._common.tallies.items())}
+
+    def count_oracle(self) -> None:
+        """Add to `counted` what the oracles have checked since the last call."""
+        now = self._oracle_sums()
+        for name, count, before in zip(ORACLE_COUNTS, now, self._oracle_counted, strict=True):
+            if count > before:
+                self.counted.add("oracle", name, count - before)
+        self._oracle_counted = now
+
+    def _oracle_sums(self) -> tuple[int, int, int]:
+        oracles = [state.values.oracle for state in self._symbols.values()]
+        return sum(o.checked for o in oracles), sum(o.failed for o in oracles), sum(o.skipped for o in oracles)
 
     @property
     def drift_ms(self) -> int | None:
@@ -479,6 +525,8 @@ class NormaliserProcessor:
             state.values = found.values
             state.book.restore(found.book)
             state.side.restore(found.side)
+        # What was checked before this snapshot was counted by whoever checked it.
+        self._oracle_counted = self._oracle_sums()
 
     # -- frames ---------------------------------------------------------------------------------------------------
 
@@ -552,9 +600,10 @@ class NormaliserProcessor:
             emits.append(self._gap(state, record, ts_ms, "quote_ids_went_back", meta))
             values.oracle.restart()
         values.quote_update_id = update_id
+        in_row = values.oracle.failed_in_row
         wrong = values.oracle.add_quote((update_id, bid, bid_qty, ask, ask_qty))
         if wrong:
-            self._book_is_wrong(state, record, ts_ms, wrong, emits)
+            self._book_is_wrong(state, record, ts_ms, wrong, in_row, emits)
         recv_ts_ns = record["recv_ts_ns"]
         values.quote_recv_ns = recv_ts_ns
         state.side.on_quote(ts_ms, bid, ask)
@@ -699,9 +748,10 @@ class NormaliserProcessor:
         }
         emits.append((ROWS, state.name, row))
         claim = (diff.final_id, bid, bid_qty, ask, ask_qty)
+        in_row = state.values.oracle.failed_in_row
         quote = state.values.oracle.add_claim(claim)
         if quote is not None:
-            self._book_is_wrong(state, record, diff.ts_ms, [(claim, quote)], emits)
+            self._book_is_wrong(state, record, diff.ts_ms, [(claim, quote)], in_row, emits)
 
     # -- the book against the quotes ------------------------------------------------------------------------------
 
@@ -710,10 +760,21 @@ class NormaliserProcessor:
         return limit > 0 and values.oracle.failed_in_row >= limit
 
     def _book_is_wrong(
-        self, state: _Symbol, record: Record, ts_ms: int, wrong: list[tuple[Claim, Quote]], emits: list[Emit]
+        self,
+        state: _Symbol,
+        record: Record,
+        ts_ms: int,
+        wrong: list[tuple[Claim, Quote]],
+        in_row: int,
+        emits: list[Emit],
     ) -> None:
-        """Quotes disagree with the book: say so, and after some in a row begin it anew, ever less often."""
+        """Quotes disagree with the book: say so, and after some in a row begin it anew, ever less often.
+
+        `in_row` is how many in a row had disagreed before these.
+        """
         values, now_ns = state.values, self._now_ns(record)
+        if in_row < (self.config.mismatches_before_resync or _VERDICT) <= values.oracle.failed_in_row:
+            self.counted.add("distrusted")
         values.mismatches += len(wrong)
         if not values.mismatch_told_ns or not 0 <= now_ns - values.mismatch_told_ns < self._request_ns:
             claim, quote = wrong[-1]
@@ -1231,6 +1292,7 @@ class NormaliserProcessor:
             meta = {"pause_ms": span_ns // _NS_PER_MS}
             emits.append(self._event("", "clock_paused", self._clock_ms, record, meta))
         self._watch_latency(record, emits)
+        self.count_oracle()
         for route in ("market", "public"):
             if paused or common.routes.get(route) == "down":
                 common.audible_ns[route] = clock_ns
@@ -1321,10 +1383,12 @@ class NormaliserProcessor:
             state = self._symbols[name]
             if state.values.trades.held:
                 self._give_up(state, record, self._clock_ms, max(state.values.trades.held), emits)
+            in_row = state.values.oracle.failed_in_row
             wrong = state.values.oracle.finish()
             if wrong:
-                self._book_is_wrong(state, record, self._clock_ms, wrong, emits)
+                self._book_is_wrong(state, record, self._clock_ms, wrong, in_row, emits)
         self._report(record, emits)
+        self.count_oracle()
         return emits
 
     # -- what else the journal holds ------------------------------------------------------------------------------
@@ -1425,17 +1489,20 @@ class NormaliserProcessor:
             cause = "other"
         # A trade id that is out of its mind can come to more lost trades than a state can hold.
         counts[cause] = min(counts.get(cause, 0) + count, _MOST)
+        self.counted.add(what, cause, count)
 
     def _count(self, state: _Symbol, name: str) -> list[Emit]:
         counts, totals = state.values.counts, self._common.totals
         counts[name] = counts.get(name, 0) + 1
         totals[name] = totals.get(name, 0) + 1
+        self.counted.add("totals", name)
         return []
 
     def _pass_over(self, name: str, unused_kind: str = "") -> list[Emit]:
         """A record that is known and not used."""
         totals, unused = self._common.totals, self._common.unused
         totals[name] = totals.get(name, 0) + 1
+        self.counted.add("totals", name)
         if unused_kind and unused_kind != _HEARTBEAT:
             unused[unused_kind] = unused.get(unused_kind, 0) + 1
         return []
@@ -1445,7 +1512,7 @@ class NormaliserProcessor:
         if event_ts_ms is None:
             return None
         latency_ms = recv_ts_ms - event_ts_ms
-        self._note_latency(latency_ms)
+        self.note_latency_ms(latency_ms)
         common = self._common
         (common.market_latency if src == "aggTrade" else common.public_latency).note(latency_ms)
         if latency_ms > self._stale_ms:
@@ -1529,6 +1596,10 @@ class NormaliserProcessor:
     def _one_too_many(self, record: Record, symbol: str, src: str) -> Emit:
         detail = f"{len(self._symbols)} symbols are kept (max_symbols is {self.config.max_symbols})"
         return self._reject(record, symbol, src, "too_many_symbols", detail)
+
+
+def _ignore(latency_ms: int) -> None:
+    """Nobody has asked."""
 
 
 def _json(meta: dict[str, Any]) -> str:
