@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from memory_pipeline import Pipeline, dataset, options, run_until_settled, runtime, write_journal
 from orderflow.config import load
+from orderflow.microstructure.signal import GUARDS
 from orderflow.pipeline import STAGES
 from orderflow.streaming.figures import STAGE_FIGURES, StageFigures
 from orderflow.streaming.log import TP
@@ -87,8 +88,9 @@ def test_signals_and_their_guards_are_those_of_the_topic(run: Run) -> None:
     assert total(found, "signals_total") == len(signals) > 0
     reasons = Counter(reason for signal in signals for reason in signal["gate_reasons"])
     assert {name: v for name, v in found.items() if "gated" in name} == {
-        f'signals_gated_total{{reason="{reason}"}}': count for reason, count in reasons.items()
+        f'signals_gated_total{{reason="{guard}"}}': reasons[guard] for guard in GUARDS
     }
+    assert sum(reasons[guard] for guard in GUARDS) == reasons.total() > 0
     fused = samples(figures["fusion"])
     assert total(fused, "fusion_records_total") == len(signals)
     assert total(fused, "fusion_events_total") == len(values[FEATURE_EVENTS])
