@@ -103,12 +103,14 @@ class VerifyService:
         )
         self._count(report)
         self.round_sec = time.monotonic() - began
+        compared = sum(report.compared.values())
+        found = "identical" if compared else "nothing there"
         logger.info(
             "judged %d derived records of %d journal records in %.1f s: %s",
-            sum(report.compared.values()),
+            compared,
             report.journal_records,
             self.round_sec,
-            "identical" if report.identical else f"{len(report.divergences)} divergences",
+            found if report.identical else f"{len(report.divergences)} divergences",
         )
 
     def _count(self, report: Report) -> None:
