@@ -136,7 +136,7 @@ def test_a_full_disk_leaves_nothing_and_keeps_the_signals(tmp_path: Path, monkey
     assert sink.rows_buffered() == 1
     assert sink.write().files[0].rows == 1
     assert len(tree(tmp_path)) == 1
-    assert sink.write_errors == 4
+    assert sink.counted.of("write_errors") == 4
 
 
 def test_none_follows_the_ticks_and_writes_nothing(tmp_path: Path) -> None:

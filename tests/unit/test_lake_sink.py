@@ -180,9 +180,9 @@ def test_every_row_is_in_the_file_of_its_kind_symbol_and_date(tmp_path: Path) ->
         "fusion": 240, "signals": 240, "events": wanted[EVENTS] + wanted["features.events"],
         "rejects": wanted[REJECTS],
     }  # fmt: skip
-    assert sink.rows_written == counted | {"raw": wanted[JOURNAL]}
-    assert sink.files_written == len(on_disk)
-    assert sink.bytes_written == sum(len(data) for data in tree(tmp_path).values())
+    assert sink.counted.by_cause("rows") == counted | {"raw": wanted[JOURNAL]}
+    assert sink.counted.of("files") == len(on_disk)
+    assert sink.counted.of("bytes") == sum(len(data) for data in tree(tmp_path).values())
     assert sink.last_flush_sec > 0
 
 
@@ -374,15 +374,15 @@ def test_a_full_disk_is_tried_again_and_then_named(
     assert "free some space" in message
     assert isinstance(caught.value, OrderflowError)
     assert no_wait == [0.1, 0.4, 1.6]
-    assert sink.write_errors == 4
-    assert sink.files_written == 0
+    assert sink.counted.of("write_errors") == 4
+    assert sink.counted.of("files") == 0
     assert not [path for path in tree(root) if Path(path).name.startswith(".")], "nothing half-written stays"
     waiting = sink.rows_buffered()
     assert waiting > 0
     sink.write()  # the disk has room again
     assert tree(root) == tree(tmp_path / "whole")
     assert sink.rows_buffered() == 0
-    assert sum(sink.rows_written.values()) == waiting
+    assert sum(sink.counted.by_cause("rows").values()) == waiting
 
 
 def test_a_failure_that_passes_costs_a_retry_only(
@@ -392,7 +392,7 @@ def test_a_failure_that_passes_costs_a_retry_only(
     full_disk(monkeypatch, after=0, fails=2, number=errno.EIO)
     assert [*drive(sink, [*begin(1, T0_MS), *caused(2, T0_MS), *ending(3, T0_MS)])]
     assert no_wait == [0.1, 0.4]
-    assert sink.write_errors == 2
+    assert sink.counted.of("write_errors") == 2
 
 
 def test_a_record_after_a_failed_cut_is_refused_not_lost(

@@ -149,7 +149,7 @@ def test_a_cut_made_again_changes_nothing(tmp_path: Path) -> None:
     cut(zombie, *items)
     assert len(signals_of(tmp_path)) == 4
     assert signals_of(tmp_path)[:2] == before[0][:2]
-    assert zombie.files_written == successor.files_written == 0
+    assert zombie.counted.of("files") == successor.counted.of("files") == 0
 
 
 def test_both_forms_share_the_cut(tmp_path: Path) -> None:
@@ -160,7 +160,7 @@ def test_both_forms_share_the_cut(tmp_path: Path) -> None:
         (".jsonl", 1),
         (".jsonl", 1),
     ]
-    assert sink.rows_written == {"signals": 2, "sqlite": 2}
+    assert sink.counted.by_cause("rows") == {"signals": 2, "sqlite": 2}
     assert len(signals_of(tmp_path)) == 2
 
 
@@ -287,7 +287,7 @@ def test_a_lock_held_by_another_program_is_waited_for(tmp_path: Path) -> None:
     ):
         cut(sink, signal(2))
     assert sink.rows_buffered() == 1
-    assert sink.write_errors == 4
+    assert sink.counted.of("write_errors") == 4
     other.execute("ROLLBACK")
     assert sink.write().files[0].rows == 1
     assert [row["seq"] for row in signals_of(tmp_path)] == [1, 2]
@@ -305,7 +305,7 @@ def test_after_a_failure_the_other_partitions_do_not_wait_each_in_its_turn(tmp_p
         cut(sinks[1], signal(1, symbol="ETHUSDT"))
     assert str(first.value) == str(second.value)
     assert "Not a directory" in str(first.value)
-    assert (sinks[0].write_errors, sinks[1].write_errors) == (4, 0)
+    assert (sinks[0].counted.of("write_errors"), sinks[1].counted.of("write_errors")) == (4, 0)
     assert tree(tmp_path) == {}
 
 

@@ -114,12 +114,8 @@ class CutSink(ABC):
         self.session = ""
         self.first_seq = -1
         self.last_seq = -1
-        self.files_written = 0
-        self.rows_written: dict[str, int] = {}
-        self.bytes_written = 0
-        self.write_errors = 0
         self.counted = ProcessCounts()
-        """The same counts, of the process's life; the sinks of a process share one."""
+        """Files, bytes, rows by kind, and write errors; the sinks of a service share one."""
         self.last_flush_sec = 0.0
         self.cuts: dict[str, int] = {}
         """Cuts by cause: clock, rows, end, session."""
@@ -208,13 +204,10 @@ class CutSink(ABC):
         written = self._write_files()
         self._sync([file.path for _, file in written])
         result = CutResult(self.first_seq, self.last_seq, [file for _, file in written])
-        self.files_written += sum(file.made for _, file in written)
         for kind, file in written:
             self.counted.add("files", "", file.made)
             self.counted.add("bytes", "", file.bytes)
             self.counted.add("rows", kind, file.rows)
-            self.bytes_written += file.bytes
-            self.rows_written[kind] = self.rows_written.get(kind, 0) + file.rows
         if self._cause:
             self.cuts[self._cause] = self.cuts.get(self._cause, 0) + 1
         self._swept = None
@@ -235,7 +228,6 @@ class CutSink(ABC):
         files.write_file(target, data, check, self._failed)
 
     def _failed(self, error: OSError) -> None:
-        self.write_errors += 1
         self.counted.add("write_errors")
 
     def _sync(self, paths: list[str]) -> None:

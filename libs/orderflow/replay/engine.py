@@ -193,7 +193,7 @@ class Replay:
             for part in self._parts.values():
                 for feed in part.feeds:
                     await feed.close()
-                    self.progress.files += feed.sink.files_written
+                    self.progress.files += feed.sink.counted.of("files")
         finally:
             if self._database is not None:
                 self._database.close()
