@@ -118,7 +118,7 @@ SIGNAL_SINKS: Final = ("jsonl", "sqlite")
 
 
 class SinksConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """The file sinks of signals besides the topic."""
+    """The file sinks of signals besides the topic. A change changes where files are cut: part of the fingerprint."""
 
     signal_sink: Annotated[
         str,
@@ -126,6 +126,9 @@ class SinksConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
             description="files that signals are written to: jsonl, sqlite, or both joined by a comma; or none"
         ),
     ] = "jsonl"
+    max_rows: Annotated[
+        int, msgspec.Meta(ge=1, le=200_000, description="cut at the next tick with so many signals buffered")
+    ] = 20_000
 
     def __post_init__(self) -> None:
         parts = [part.strip() for part in self.signal_sink.split(",")]

@@ -16,9 +16,9 @@ from typing import Any
 
 import msgspec
 import pytest
+from orderflow.config import SinksConfig
 from orderflow.lake import files
 from orderflow.lake.layout import SIGNALS_DATABASE, LakeError, avro_fields
-from orderflow.lake.settings import LakeConfig
 from orderflow.lake.signals import SignalSink
 from orderflow.lake.sqlite import SignalDatabase
 from orderflow.streaming import crash
@@ -123,7 +123,7 @@ def service(
         codecs(),
         ServiceSpec("sinks", SignalSink.inputs, (), "f"),
         RuntimeOptions(poll_wait_ms=1, max_poll_records=13, max_buffered=60, rebuild=rebuild),
-        lambda partition: SignalSink(root, partition, LakeConfig(), chosen, database),
+        lambda partition: SignalSink(root, partition, SinksConfig(signal_sink=",".join(chosen)), database),
     )
 
 

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 from lake_rows import T0_MS, Item, begin, drive, ending, record, session, tick, ticking, tree
+from orderflow.config import SinksConfig
 from orderflow.lake import files
 from orderflow.lake.files import LakeWriteError
 from orderflow.lake.layout import avro_fields
-from orderflow.lake.settings import LakeConfig
 from orderflow.lake.signals import SignalSink
 from orderflow.lake.sink import CutResult, FileSink
 from orderflow.lake.sqlite import SignalDatabase
@@ -21,7 +21,7 @@ from orderflow.topics import SIGNALS, TICKS
 
 
 def make(root: Path, **fields: Any) -> SignalSink:
-    return SignalSink(root, 7, LakeConfig(**fields), ("jsonl",), SignalDatabase(root))
+    return SignalSink(root, 7, SinksConfig(signal_sink="jsonl", **fields), SignalDatabase(root))
 
 
 def signal(seq: int, at_ms: int, symbol: str = "BTCUSDT", **fields: Any) -> Item:
@@ -140,7 +140,7 @@ def test_a_full_disk_leaves_nothing_and_keeps_the_signals(tmp_path: Path, monkey
 
 
 def test_none_follows_the_ticks_and_writes_nothing(tmp_path: Path) -> None:
-    sink = SignalSink(tmp_path, 7, LakeConfig(), (), SignalDatabase(tmp_path))
+    sink = SignalSink(tmp_path, 7, SinksConfig(signal_sink="none"), SignalDatabase(tmp_path))
     items = [*begin(1, T0_MS), signal(2, T0_MS), *ticking(3, T0_MS), signal(4, T0_MS), *ending(5, T0_MS)]
     assert [*drive(sink, items)] == [CutResult(1, 5, [])]
     assert tree(tmp_path) == {}

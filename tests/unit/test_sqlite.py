@@ -17,11 +17,11 @@ from typing import Any
 import pytest
 from lake_rows import T0_MS, Item, begin, drive, ending, record, session, ticking, tree
 from orderflow.cli.summary import disagreements, signal_counts
+from orderflow.config import SinksConfig
 from orderflow.lake import files
 from orderflow.lake import sqlite as sqlite_module
 from orderflow.lake.files import LakeWriteError
 from orderflow.lake.layout import SIGNALS_DATABASE, LakeError, avro_fields
-from orderflow.lake.settings import LakeConfig
 from orderflow.lake.signals import SignalSink
 from orderflow.lake.sink import CutResult, FileWritten
 from orderflow.lake.sqlite import SignalDatabase, columns, table_sql
@@ -39,7 +39,7 @@ def database(root: Path) -> SignalDatabase:
 
 
 def make(root: Path, partition: int = 7, **fields: Any) -> SignalSink:
-    return SignalSink(root, partition, LakeConfig(**fields), ("sqlite",), database(root))
+    return SignalSink(root, partition, SinksConfig(signal_sink="sqlite", **fields), database(root))
 
 
 def signal(seq: int, at_ms: int = T0_MS, symbol: str = "BTCUSDT", sub: int = 0, **fields: Any) -> Item:
@@ -118,7 +118,7 @@ def test_every_field_has_a_column_of_its_type(tmp_path: Path) -> None:
 def test_a_commit_waits_for_the_disk(tmp_path: Path) -> None:
     """Or a loss of power could take back what the commit record in Kafka calls written."""
     made = database(tmp_path)
-    sink = SignalSink(tmp_path, 7, LakeConfig(), ("sqlite",), made)
+    sink = SignalSink(tmp_path, 7, SinksConfig(signal_sink="sqlite"), made)
     cut(sink, signal(1))
     assert made._connection is not None
     assert made._connection.execute("PRAGMA synchronous").fetchone() == (2,)
@@ -153,7 +153,7 @@ def test_a_cut_made_again_changes_nothing(tmp_path: Path) -> None:
 
 
 def test_both_forms_share_the_cut(tmp_path: Path) -> None:
-    sink = SignalSink(tmp_path, 7, LakeConfig(), ("jsonl", "sqlite"), database(tmp_path))
+    sink = SignalSink(tmp_path, 7, SinksConfig(signal_sink="jsonl,sqlite"), database(tmp_path))
     (result,) = drive(sink, [*begin(1, T0_MS), signal(2), signal(3, symbol="ETHUSDT"), *ending(4, T0_MS)])
     assert [(Path(file.path).suffix, file.rows) for file in result.files] == [
         (".sqlite", 2),
@@ -255,7 +255,7 @@ def open_folder() -> Iterator[Path]:
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody who may not write")
 def test_a_reader_needs_no_right_to_write(open_folder: Path) -> None:
     made = database(open_folder)
-    cut(SignalSink(open_folder, 7, LakeConfig(), ("sqlite",), made), signal(1))
+    cut(SignalSink(open_folder, 7, SinksConfig(signal_sink="sqlite"), made), signal(1))
     code = (
         "import os, sqlite3, sys\n"
         "os.setgid(65534), os.setuid(65534)\n"
@@ -296,7 +296,7 @@ def test_a_lock_held_by_another_program_is_waited_for(tmp_path: Path) -> None:
 
 def test_after_a_failure_the_other_partitions_do_not_wait_each_in_its_turn(tmp_path: Path) -> None:
     shared = SignalDatabase(tmp_path, busy_sec=0.0, pause_sec=1e9)
-    sinks = [SignalSink(tmp_path, partition, LakeConfig(), ("sqlite",), shared) for partition in (1, 2)]
+    sinks = [SignalSink(tmp_path, partition, SinksConfig(signal_sink="sqlite"), shared) for partition in (1, 2)]
     (tmp_path / "signals").write_bytes(b"a file where the folder should be")
     with pytest.raises(LakeWriteError) as first:
         cut(sinks[0], signal(1))
@@ -326,7 +326,7 @@ def test_a_disk_that_fills_up_anywhere_keeps_the_signals_and_loses_none(small_di
     for pages in range(0, 60, 2):
         root = small_disk.folder / str(pages)
         made = database(root)
-        sink = SignalSink(root, 7, LakeConfig(), ("sqlite",), made)
+        sink = SignalSink(root, 7, SinksConfig(signal_sink="sqlite"), made)
         cut(sink, *items[:20])
         free = os.statvfs(small_disk.folder)
         ballast.write_bytes(bytes(max(0, (free.f_bavail - pages) * free.f_frsize)))
@@ -350,7 +350,7 @@ def test_a_disk_that_fills_up_anywhere_keeps_the_signals_and_loses_none(small_di
 @pytest.mark.parametrize("where", [0, 4096 * 2 + 100], ids=["head", "page"])
 def test_a_damaged_file_is_named_with_what_to_do(tmp_path: Path, where: int) -> None:
     made = database(tmp_path)
-    first = SignalSink(tmp_path, 7, LakeConfig(), ("sqlite",), made)
+    first = SignalSink(tmp_path, 7, SinksConfig(signal_sink="sqlite"), made)
     cut(first, *(signal(seq) for seq in range(1, 200)))
     state = first.state()
     made.close()
@@ -421,7 +421,7 @@ def test_an_old_sqlite_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_runs_summary_counts_the_signals_of_each_form(tmp_path: Path) -> None:
-    sink = SignalSink(tmp_path, 7, LakeConfig(), ("jsonl", "sqlite"), database(tmp_path))
+    sink = SignalSink(tmp_path, 7, SinksConfig(signal_sink="jsonl,sqlite"), database(tmp_path))
     cut(sink, signal(1), signal(2), signal(2, symbol="A B?#"))
     assert signal_counts(tmp_path, ("jsonl", "sqlite")) == {"jsonl": 3, "sqlite": 3}
     assert signal_counts(tmp_path, ()) == {}

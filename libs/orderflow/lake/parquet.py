@@ -31,7 +31,9 @@ from orderflow.processor import Record
 from orderflow.topics import CVD, EVENTS, FEATURE_EVENTS, FUSION, JOURNAL, OFI, REJECTS, ROWS, SIGNALS, TICKS
 
 RATE_WINDOW_MS: Final = 10_000
-BATCH_ROWS: Final = 4096
+BATCH_ROWS: Final = 512
+PENDING_BATCHES: Final = 8
+"""Rows that are still Python objects, at most, in batches: a sink may have 50 buffers that fill slowly."""
 MAX_REJECT_BYTES: Final = 64 << 20
 MAX_RAW_BYTES: Final = 1 << 30
 """Bounds on what is buffered besides rows; a cut follows at the next tick."""
@@ -186,7 +188,7 @@ class LakeSink(CutSink):
         if len(buffer.rows) >= self._batch_rows:
             self._pending -= len(buffer.rows)
             buffer.convert()
-        elif self._pending >= 4 * self._batch_rows:
+        elif self._pending >= PENDING_BATCHES * self._batch_rows:
             for each in self._buffers.values():
                 each.convert()
             self._pending = 0

@@ -8,10 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
-from orderflow.config import Config, SinksConfig, effective_fingerprint, fingerprint
+from orderflow.config import Config, effective_fingerprint, fingerprint
 from orderflow.counts import ProcessCounts
 from orderflow.lake.checkpoint import advance
 from orderflow.lake.parquet import LakeSink
@@ -190,7 +191,7 @@ def sinks_build() -> Build:
         root = Path(config.runtime.data_dir)
         if root not in databases:
             databases[root] = SignalDatabase(root)
-        return SignalSink(root, partition, config.lake, config.sinks.chosen, databases[root])
+        return SignalSink(root, partition, config.sinks, databases[root])
 
     def close() -> None:
         for database in databases.values():
@@ -201,5 +202,5 @@ def sinks_build() -> Build:
 
 def sinks_fingerprint(config: Config) -> str:
     """Of what the files of signals depend on; the same however the choice is spelt."""
-    chosen = SinksConfig(signal_sink=",".join(config.sinks.chosen) or "none")
-    return fingerprint("sinks", chosen, str(config.lake.max_rows))
+    spelt = ",".join(config.sinks.chosen) or "none"
+    return fingerprint("sinks", msgspec.structs.replace(config.sinks, signal_sink=spelt))

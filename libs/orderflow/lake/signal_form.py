@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar, NamedTuple, Protocol
 
+from orderflow.lake.packed import PackedRows
 from orderflow.lake.sink import FileWritten
-from orderflow.processor import Record
 
 
 class SignalCut(NamedTuple):
@@ -31,20 +32,17 @@ class SignalForm(Protocol):
     tree: ClassVar[str | None]
     """Folder with files whose names depend on where the cuts lie; None where a cut made elsewhere does no harm."""
 
-    def add(self, record: Record) -> None:
-        """Buffer a signal."""
-        ...
+    def write(self, cut: SignalCut, signals: Mapping[str, PackedRows]) -> list[FileWritten]:
+        """Write the signals of a cut, durably but for the entries of folders; the same again where it is called again.
 
-    def write(self, cut: SignalCut) -> list[FileWritten]:
-        """Write what is buffered, durably but for the entries of folders; the same again where it is called again.
+        Parameters
+        ----------
+        signals
+            By symbol; each a row of the values of the topic's schema, in its order.
 
         Raises
         ------
         LakeError
-            It could not be written; what is buffered is kept.
+            They could not be written.
         """
-        ...
-
-    def clear(self) -> None:
-        """Forget what is buffered."""
         ...

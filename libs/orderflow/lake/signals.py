@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar, Final
 
 import msgspec
 
+from orderflow.config import SinksConfig
 from orderflow.lake.jsonl import JsonlForm
-from orderflow.lake.settings import LakeConfig
+from orderflow.lake.layout import avro_fields
+from orderflow.lake.packed import PackedRows
 from orderflow.lake.signal_form import SignalCut, SignalForm
 from orderflow.lake.sink import NS_PER_SEC, CutResult, CutSink, CutState, FileWritten, decode_state
 from orderflow.lake.sqlite import SignalDatabase, SqliteForm
@@ -38,27 +40,23 @@ class SignalSink(CutSink):
     inputs: ClassVar[tuple[str, ...]] = (SIGNALS, TICKS)
     control: ClassVar[str] = TICKS
 
-    def __init__(
-        self, root: Path, partition: int, config: LakeConfig, chosen: Sequence[str], database: SignalDatabase
-    ) -> None:
+    def __init__(self, root: Path, partition: int, config: SinksConfig, database: SignalDatabase) -> None:
         """Remove what dead writers left under `root`, and begin.
 
         Parameters
         ----------
-        config
-            Only `max_rows` counts here.
-        chosen
-            Of `orderflow.config.SIGNAL_SINKS`.
         database
             Shared by the partitions of a process; touched only where `sqlite` is chosen.
         """
         super().__init__(root, partition, MINUTE_SEC, config.max_rows)
         self._forms: list[SignalForm] = []
         # The database first: it finds a cut made again without writing, which JSON Lines do not.
-        if "sqlite" in chosen:
+        if "sqlite" in config.chosen:
             self._forms.append(SqliteForm(database, self._failed))
-        if "jsonl" in chosen:
+        if "jsonl" in config.chosen:
             self._forms.append(JsonlForm(root, self._write_file))
+        self._names = tuple(avro_fields(SIGNALS))
+        self._buffers: dict[str, PackedRows] = {}
         self._rows = 0
         self._minute = 0
         self._signals = 0
@@ -79,8 +77,11 @@ class SignalSink(CutSink):
             self._minute = (
                 record["recv_ts_ms"] // MS_PER_MINUTE if clock is None else clock // (MINUTE_SEC * NS_PER_SEC)
             )
-        for form in self._forms:
-            form.add(record)
+        symbol = record["symbol"]
+        buffer = self._buffers.get(symbol)
+        if buffer is None:
+            buffer = self._buffers[symbol] = PackedRows()
+        buffer.append(tuple([record[name] for name in self._names]))
         self._rows += 1
         return self._rows >= 2 * self._max_rows and self._due("rows")
 
@@ -111,12 +112,11 @@ class SignalSink(CutSink):
         if not self._rows:
             return []
         cut = SignalCut(self.session, self.partition, self._minute, self.first_seq, self.last_seq, self._signals)
-        return [(form.kind, file) for form in self._forms for file in form.write(cut)]
+        return [(form.kind, file) for form in self._forms for file in form.write(cut, self._buffers)]
 
     def _trees(self) -> tuple[str, ...]:
         return tuple(form.tree for form in self._forms if form.tree is not None)
 
     def _clear(self) -> None:
-        for form in self._forms:
-            form.clear()
+        self._buffers.clear()
         self._rows = 0

@@ -25,7 +25,7 @@ import logging
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any, ClassVar, Final
@@ -34,9 +34,9 @@ import msgspec
 
 from orderflow.lake import files
 from orderflow.lake.layout import SIGNALS_DATABASE, LakeError, avro_fields
+from orderflow.lake.packed import PackedRows
 from orderflow.lake.signal_form import SignalCut
 from orderflow.lake.sink import FileWritten
-from orderflow.processor import Record
 from orderflow.streaming import crash
 from orderflow.topics import SIGNALS
 
@@ -124,7 +124,7 @@ def signals_held(root: Path) -> int:
 
 
 class SqliteForm:
-    """Signals of one partition, buffered for the database."""
+    """Signals of one partition in the database."""
 
     kind: ClassVar[str] = "sqlite"
     tree: ClassVar[str | None] = None
@@ -133,29 +133,32 @@ class SqliteForm:
         """`failed` is told of every failed attempt to write."""
         self._database = database
         self._failed = failed
-        self._fields = avro_fields(SIGNALS)
-        self._lists = frozenset(
-            name for name, avro in self._fields.items() if isinstance(avro, dict) and avro["type"] == "array"
-        )
-        self._rows: dict[str, list[Row]] = {}
 
-    def add(self, record: Record) -> None:
-        """Buffer a signal."""
-        lists = self._lists
-        row = tuple(
-            msgspec.json.encode(record[name]).decode() if name in lists else record[name] for name in self._fields
-        )
-        self._rows.setdefault(record["symbol"], []).append(row)
-
-    def write(self, cut: SignalCut) -> list[FileWritten]:
+    def write(self, cut: SignalCut, signals: Mapping[str, PackedRows]) -> list[FileWritten]:
         """Commit the rows of a cut in one transaction; `bytes` is what the database grew by."""
-        rows = sum(map(len, self._rows.values()))
-        grown, made = self._database.write(cut, self._rows, self._failed)
-        return [FileWritten(SIGNALS_DATABASE, rows, grown, made)]
+        rows = {symbol: SignalRows(packed) for symbol, packed in signals.items()}
+        grown, made = self._database.write(cut, rows, self._failed)
+        return [FileWritten(SIGNALS_DATABASE, sum(map(len, rows.values())), grown, made)]
 
-    def clear(self) -> None:
-        """Forget what is buffered."""
-        self._rows.clear()
+
+class SignalRows:
+    """Packed signals of one symbol, as the table takes them: lists as JSON."""
+
+    def __init__(self, packed: PackedRows) -> None:
+        self._packed = packed
+
+    def __len__(self) -> int:
+        return len(self._packed)
+
+    def __getitem__(self, index: int) -> Row:
+        return _row(self._packed[index])
+
+    def __iter__(self) -> Iterator[Row]:
+        return map(_row, self._packed)
+
+
+def _row(values: Row) -> Row:
+    return tuple(msgspec.json.encode(value).decode() if type(value) is list else value for value in values)
 
 
 class SignalDatabase:
@@ -184,7 +187,9 @@ class SignalDatabase:
             f"FROM {TABLE} WHERE session = ? AND symbol = ? AND (seq, sub) >= (?, ?) AND (seq, sub) <= (?, ?)"
         )
 
-    def write(self, cut: SignalCut, rows: dict[str, list[Row]], failed: Callable[[OSError], None]) -> tuple[int, bool]:
+    def write(
+        self, cut: SignalCut, rows: Mapping[str, SignalRows], failed: Callable[[OSError], None]
+    ) -> tuple[int, bool]:
         """Make the rows of a cut durable, by symbol and in the order of (seq, sub).
 
         Returns the bytes that the file grew by, and whether it was made by this.
@@ -213,7 +218,7 @@ class SignalDatabase:
 
     # -- a transaction --------------------------------------------------------------------------------------------
 
-    def _attempt(self, cut: SignalCut, rows: dict[str, list[Row]]) -> tuple[int, bool]:
+    def _attempt(self, cut: SignalCut, rows: Mapping[str, SignalRows]) -> tuple[int, bool]:
         try:
             connection = self._open(cut)
             connection.execute("BEGIN IMMEDIATE")
@@ -235,7 +240,7 @@ class SignalDatabase:
         self._checkpoint(connection)
         return grown, made
 
-    def _session_of(self, connection: sqlite3.Connection, rows: dict[str, list[Row]]) -> str:
+    def _session_of(self, connection: sqlite3.Connection, rows: Mapping[str, SignalRows]) -> str:
         """The session under which some of these signals are there already; empty where there are none.
 
         For a reader that began in the middle of a session, so that what an earlier one wrote is not written again under
@@ -250,7 +255,7 @@ class SignalDatabase:
                     return str(session)
         return ""
 
-    def _insert(self, connection: sqlite3.Connection, session: str, symbol: str, rows: Sequence[Row]) -> None:
+    def _insert(self, connection: sqlite3.Connection, session: str, symbol: str, rows: SignalRows) -> None:
         before = connection.total_changes
         connection.executemany(self._insert_sql, ((session, *row) for row in rows))
         ends = (session, symbol, *self._place(rows[0]), *self._place(rows[-1]))
@@ -262,7 +267,7 @@ class SignalDatabase:
     def _place(self, row: Row) -> tuple[int, int]:
         return row[self._seq], row[self._sub]
 
-    def _compare(self, session: str, symbol: str, rows: Sequence[Row], found: dict[tuple[int, int], Row]) -> None:
+    def _compare(self, session: str, symbol: str, rows: SignalRows, found: dict[tuple[int, int], Row]) -> None:
         """What was there before must be what would have been written."""
         wanted = {self._place(row): tuple(None if value != value else value for value in row) for row in rows}
         for place in sorted(wanted.keys() | found.keys()):

@@ -161,11 +161,10 @@ class Replay:
 
         lake = LakeSink(root, start.partition, self.config.lake, effective_fingerprint(self.config))
         found = [FileFeed(lake, start.session)]
-        chosen = self.config.sinks.chosen
-        if chosen:
+        if self.config.sinks.chosen:
             if self._database is None:
                 self._database = SignalDatabase(root)
-            sink = SignalSink(root, start.partition, self.config.lake, chosen, self._database)
+            sink = SignalSink(root, start.partition, self.config.sinks, self._database)
             found.append(FileFeed(sink, start.session))
         return found
 
