@@ -192,3 +192,17 @@ async def settle(condition, timeout_sec: float = 15.0) -> None:  # type: ignore[
     async with asyncio.timeout(timeout_sec):
         while not condition():
             await asyncio.sleep(0.02)
+
+
+async def test_a_reader_who_lets_the_broker_gather_gets_the_same_soon(made: tuple[Log, str]) -> None:
+    log, prefix = made
+    tp = TP(prefix + "a", 7)
+    reader = await log.reader({tp: 0}, min_bytes=1 << 20)
+    got: list[bytes | None] = []
+    for number in range(3):
+        await put(log, tp, [b"%d" % number])
+        async with asyncio.timeout(10):
+            while len(got) <= number:
+                got += [record.value for record in (await reader.poll(2000, 100)).get(tp, ())]
+    assert got == [b"0", b"1", b"2"]
+    await reader.close()

@@ -198,9 +198,9 @@ class ClientLog:
         await self._broker.back()
         return await self._memory.end_offsets(tps)
 
-    async def reader(self, positions: Mapping[TP, int]) -> ClientReader:
+    async def reader(self, positions: Mapping[TP, int], *, min_bytes: int = 1) -> ClientReader:
         await self._broker.back()
-        return ClientReader(self._broker, await self._memory.reader(positions))
+        return ClientReader(self._broker, await self._memory.reader(positions, min_bytes=min_bytes))
 
     async def join(self, group: str, topics: Sequence[str]) -> Membership:
         return await self._memory.join(group, topics)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 from prometheus_client import CollectorRegistry
@@ -27,6 +28,9 @@ from orderflow.streaming.runtime import ServiceSpec
 from orderflow.streaming.service import Build, Running, options_of, runtime_status
 from orderflow.streaming.sinks import SinkRuntime, SinkTask
 from orderflow.streaming.snapshots import InputPosition
+
+FETCH_BYTES: Final = 512 << 10
+"""Files are cut once a minute. What a round costs is its partitions, of which the lake reads 120, not its records."""
 
 
 def counting(make: Callable[[int], FileSink], counted: ProcessCounts) -> Callable[[int], FileSink]:
@@ -132,7 +136,7 @@ def _runtime_build(
             log,
             codecs,
             ServiceSpec(name, inputs, (), fingerprint_of(config)),
-            options_of(config),
+            dataclasses.replace(options_of(config), fetch_min_bytes=FETCH_BYTES),
             counting(lambda partition: make(config, partition), counted),
             on_cut(config) if on_cut is not None else None,
             on_end,

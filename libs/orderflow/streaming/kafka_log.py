@@ -31,7 +31,7 @@ from aiokafka.errors import (
 from aiokafka.structs import OffsetAndMetadata, TopicPartition
 
 from orderflow.errors import BrokerAwayError, LogError
-from orderflow.streaming.log import COMMIT_NOTE, TP, Batch, Committed, LogRecord
+from orderflow.streaming.log import COMMIT_NOTE, GATHER_MS, TP, Batch, Committed, LogRecord
 
 logger = logging.getLogger(__name__)
 
@@ -413,15 +413,15 @@ class KafkaLog:
                     ) from error
                 await asyncio.sleep(RETRY_SEC)
 
-    async def reader(self, positions: Mapping[TP, int]) -> KafkaReader:
+    async def reader(self, positions: Mapping[TP, int], *, min_bytes: int = 1) -> KafkaReader:
         consumer = AIOKafkaConsumer(
             bootstrap_servers=self._bootstrap,
             client_id=f"{self._client_id}-reader",
             enable_auto_commit=False,
             auto_offset_reset="none",
             check_crcs=False,
-            fetch_max_wait_ms=250,
-            fetch_min_bytes=1,
+            fetch_max_wait_ms=GATHER_MS,
+            fetch_min_bytes=min_bytes,
             fetch_max_bytes=8 << 20,
             max_partition_fetch_bytes=PARTITION_FETCH_BYTES,
             request_timeout_ms=REQUEST_TIMEOUT_MS,

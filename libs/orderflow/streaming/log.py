@@ -79,6 +79,7 @@ class Reader(Protocol):
     async def close(self) -> None: ...
 
 
+GATHER_MS: Final = 250
 COMMIT_NOTE: Final = "orderflow"
 """Stands beside every offset that we commit. Kafka's own tools leave the place empty, so a reset by hand shows."""
 
@@ -148,7 +149,9 @@ class Log(Protocol):
 
     async def end_offsets(self, tps: Iterable[TP]) -> dict[TP, int]: ...
 
-    async def reader(self, positions: Mapping[TP, int]) -> Reader: ...
+    async def reader(self, positions: Mapping[TP, int], *, min_bytes: int = 1) -> Reader:
+        """`min_bytes`: how much the broker may gather, for up to `GATHER_MS`, before it answers."""
+        ...
 
     async def join(self, group: str, topics: Sequence[str]) -> Membership: ...
 

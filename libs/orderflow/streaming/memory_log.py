@@ -210,7 +210,7 @@ class MemoryLog:
     async def end_offsets(self, tps: Iterable[TP]) -> dict[TP, int]:
         return {tp: self._begin.get(tp, 0) + len(self._records.get(tp, ())) for tp in tps}
 
-    async def reader(self, positions: Mapping[TP, int]) -> MemoryReader:
+    async def reader(self, positions: Mapping[TP, int], *, min_bytes: int = 1) -> MemoryReader:
         return MemoryReader(self, positions)
 
     def reset_offsets(self, group: str, offsets: Mapping[TP, int]) -> None:

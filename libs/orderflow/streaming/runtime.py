@@ -70,6 +70,8 @@ class RuntimeOptions:
     """Of the topics that are read; None: `prefix`."""
     snapshot_sec: float = 10.0
     poll_wait_ms: int = 100
+    fetch_min_bytes: int = 1
+    """What the broker may gather before it answers: who waits for nothing spares it, and itself, most of the rounds."""
     max_poll_records: int = 4000
     max_buffered: int = 20_000
     """Records of one input that may wait for another input before the faster one is paused."""
@@ -762,7 +764,8 @@ class ServiceRuntime(ABC):
                 TP(self.physical_input(each.topic), partition): each.next_offset
                 for partition, task in self.tasks.items()
                 for each in task.merger.inputs
-            }
+            },
+            min_bytes=self.options.fetch_min_bytes,
         )
         crash.point("recovered")
         self._owning = True
