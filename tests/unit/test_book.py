@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import msgspec
 import pytest
-from orderflow.microstructure.book import LocalBook
+from orderflow.microstructure.book import DEFAULT_MAX_LEVELS, LocalBook
 
 BIDS = [(99.0, 1.0), (98.0, 2.0), (97.0, 3.0)]
 ASKS = [(101.0, 1.5), (102.0, 2.5), (103.0, 3.5)]
@@ -223,6 +225,34 @@ def test_deepest_levels_are_pruned_and_counted() -> None:
     assert book.top(10)[0] == [99.5, 99.0, 98.0]
     assert book.top(10)[2] == [101.0, 102.0, 103.0]
     assert book.take_counts().pruned_levels == 3
+
+
+def test_a_full_book_takes_few_bytes_a_level() -> None:
+    """200 books are kept: what a level takes decides how much memory the service needs once they are full."""
+    levels = 2 * DEFAULT_MAX_LEVELS
+    tracemalloc.start()
+    try:
+        book = LocalBook()
+        book.apply_diff(1, 1, 0, [], [])
+        book.apply_snapshot(1, BIDS, ASKS)
+        for tick in range(1, levels):
+            book.apply_diff(
+                tick + 1, tick + 1, tick, [(90.0 - tick / 1000, tick / 7)], [(110.0 + tick / 1000, tick / 7)]
+            )
+        taken = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+    assert book.levels == (DEFAULT_MAX_LEVELS, DEFAULT_MAX_LEVELS)
+    assert taken < 24 * levels
+
+
+def test_of_a_price_given_twice_the_last_counts() -> None:
+    book = LocalBook()
+    book.apply_diff(1, 9, 0, [], [])
+    book.apply_snapshot(5, [(99.0, 1.0), (99.0, 2.0), (98.0, 0.0)], [(101.0, 1.0), (101.0, 3.0)])
+    assert book.top(5) == ([99.0], [2.0], [101.0], [3.0])
+    book.apply_diff(10, 10, 9, [(99.0, 4.0), (99.0, 5.0), (97.0, 1.0), (97.0, 0.0)], [(101.0, 0.0), (101.0, 6.0)])
+    assert book.top(5) == ([99.0], [5.0], [101.0], [6.0])
 
 
 def test_snapshot_of_one_side() -> None:

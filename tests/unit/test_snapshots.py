@@ -21,6 +21,7 @@ from orderflow.streaming.snapshots import (
     encode_commit,
     encode_parts,
     load_newest,
+    packed,
 )
 
 STATE = TP("state.ofi", 0)
@@ -32,7 +33,7 @@ async def write(
     """One snapshot; `parts` that its commit tells of, one that is there."""
     batch = log.batch()
     first = (await log.end_offsets([STATE]))[STATE]
-    for key, value, headers in encode_parts(name, {"BTCUSDT": name.encode()}):
+    for key, value, headers in encode_parts(name, packed({"BTCUSDT": name.encode()})):
         batch.append(key, value, 0, headers)
     inputs = [InputPosition("market.rows", position, position, 0, position)]
     commit = Commit(first, parts, inputs, [], "s", False, "1", fingerprint, lineage=lineage)
@@ -83,7 +84,7 @@ async def test_a_snapshot_counts_though_retention_has_passed_the_place_that_its_
     for number in range(5):
         await write(log, f"early{number}", number)
     batch = log.batch()
-    for key, value, headers in encode_parts("late", {"BTCUSDT": b"late"}):
+    for key, value, headers in encode_parts("late", packed({"BTCUSDT": b"late"})):
         batch.append(key, value, 0, headers)
     inputs = [InputPosition("market.rows", 50, 50, 0, 50)]
     key, value, headers = encode_commit("late", Commit(2, 1, inputs, [], "s", False, "1", "f"))

@@ -113,8 +113,8 @@ def test_memory_is_bounded_by_the_span():
         window.push(i // 4, 1.0)
         counter.push(i // 4)
         counter.per_sec(i // 4)
-    assert len(window.values) <= 2 * 1001 + 1024
-    assert len(counter.counts) <= 2 * 1001 + 1024
+    assert len(window.values) <= 1001 * 4 / 3 + 128
+    assert len(counter.counts) <= 1001 * 4 / 3 + 128
     assert window.push(12_500, 1.0) == 4001.0
 
 

@@ -13,7 +13,8 @@ shared between symbols.
 
 from __future__ import annotations
 
-from bisect import bisect_left, insort
+from array import array
+from bisect import bisect_left
 from collections.abc import Sequence
 from typing import Final, Literal, TypeAlias
 
@@ -79,6 +80,61 @@ class _State(msgspec.Struct, array_like=True):
     counts: BookCounts
 
 
+class _Side:
+    """Levels of one side as two packed columns, 16 bytes a level where objects of their own would need some 150.
+
+    The best price lies at the end, since that is where insertions are cheap and most; keys of asks are negated.
+    """
+
+    __slots__ = ("keys", "qtys", "sign")
+
+    def __init__(self, sign: float) -> None:
+        self.sign = sign
+        self.keys = array("d")
+        self.qtys = array("d")
+
+    def replace(self, levels: Sequence[Level]) -> None:
+        """Take these levels and no others; of one price given twice the last."""
+        found = {self.sign * price: quantity for price, quantity in levels if quantity > 0.0}
+        self.keys = array("d", sorted(found))
+        self.qtys = array("d", map(found.__getitem__, self.keys))
+
+    def write(self, levels: Sequence[Level]) -> None:
+        """Set levels to absolute quantities. Removing an unknown level is normal."""
+        keys, qtys, sign = self.keys, self.qtys, self.sign
+        count = len(keys)
+        for price, quantity in levels:
+            key = sign * price
+            index = bisect_left(keys, key)
+            if index < count and keys[index] == key:
+                if quantity > 0.0:
+                    qtys[index] = quantity
+                else:
+                    del keys[index], qtys[index]
+                    count -= 1
+            elif quantity > 0.0:
+                keys.insert(index, key)
+                qtys.insert(index, quantity)
+                count += 1
+
+    def prune(self, most: int) -> int:
+        """Drop the deepest levels beyond so many; returns how many there were."""
+        surplus = len(self.keys) - most
+        if surplus <= 0:
+            return 0
+        del self.keys[:surplus], self.qtys[:surplus]
+        return surplus
+
+    def clear(self) -> None:
+        self.keys = array("d")
+        self.qtys = array("d")
+
+    def top(self, count: int) -> tuple[list[float], list[float]]:
+        """Prices and quantities of up to `count` levels, best first."""
+        keys = self.keys[: -count - 1 : -1].tolist()
+        return (keys if self.sign > 0.0 else [-key for key in keys]), self.qtys[: -count - 1 : -1].tolist()
+
+
 class LocalBook:
     """One symbol's book. Prices are quote units, quantities base units; both must be finite, prices positive.
 
@@ -91,9 +147,7 @@ class LocalBook:
     """
 
     __slots__ = (
-        "_ask_keys",
         "_asks",
-        "_bid_keys",
         "_bids",
         "_buffer",
         "_chain_id",
@@ -113,11 +167,8 @@ class LocalBook:
         """`u` of the last applied diff; -1 while there is no book."""
         self._chain_id = -1
         """`u` of the newest diff seen, applied or not; -1 where none was since the last resync."""
-        # Best prices lie at the end of both lists (asks negated), since that is where insertions are cheap and most.
-        self._bid_keys: list[float] = []
-        self._ask_keys: list[float] = []
-        self._bids: dict[float, float] = {}
-        self._asks: dict[float, float] = {}
+        self._bids = _Side(1.0)
+        self._asks = _Side(-1.0)
         self._buffer: list[Diff] = []
         self._pending: _Pending | None = None
         self._counts = BookCounts()
@@ -147,7 +198,7 @@ class LocalBook:
     @property
     def levels(self) -> tuple[int, int]:
         """Number of levels (bids, asks)."""
-        return len(self._bid_keys), len(self._ask_keys)
+        return len(self._bids.keys), len(self._asks.keys)
 
     def seen(self, final_id: int) -> bool:
         """Whether a diff ending at `final_id` would be dropped as a repetition."""
@@ -155,17 +206,14 @@ class LocalBook:
 
     def best(self) -> tuple[float, float, float, float] | None:
         """(bid, bid quantity, ask, ask quantity); None where a side is empty."""
-        if not self._bid_keys or not self._ask_keys:
+        bids, asks = self._bids, self._asks
+        if not bids.keys or not asks.keys:
             return None
-        bid, ask = self._bid_keys[-1], -self._ask_keys[-1]
-        return bid, self._bids[bid], ask, self._asks[ask]
+        return bids.keys[-1], bids.qtys[-1], -asks.keys[-1], asks.qtys[-1]
 
     def top(self, count: int) -> tuple[list[float], list[float], list[float], list[float]]:
         """Up to `count` levels a side, best first: bid prices, bid quantities, ask prices, ask quantities."""
-        bid_px = self._bid_keys[: -count - 1 : -1]
-        ask_px = [-key for key in self._ask_keys[: -count - 1 : -1]]
-        bids, asks = self._bids, self._asks
-        return bid_px, [bids[price] for price in bid_px], ask_px, [asks[price] for price in ask_px]
+        return *self._bids.top(count), *self._asks.top(count)
 
     # -- what comes in --------------------------------------------------------------------------------------------
 
@@ -225,7 +273,7 @@ class LocalBook:
 
     def snapshot(self) -> bytes:
         """The whole state. Restoring it gives the same future."""
-        bid_px, bid_qtys, ask_px, ask_qtys = self.top(max(len(self._bid_keys), len(self._ask_keys)))
+        bid_px, bid_qtys, ask_px, ask_qtys = self.top(max(self.levels))
         return msgspec.msgpack.encode(
             _State(
                 self.state,
@@ -252,52 +300,26 @@ class LocalBook:
         found = msgspec.msgpack.decode(state, type=_State)
         self.state = found.status
         self.last_update_id, self._chain_id = found.last_update_id, found.chain_id
-        self._bid_keys = found.bid_px[::-1]
-        self._ask_keys = [-price for price in reversed(found.ask_px)]
-        self._bids = dict(zip(found.bid_px, found.bid_qtys, strict=True))
-        self._asks = dict(zip(found.ask_px, found.ask_qtys, strict=True))
+        self._bids.replace(list(zip(found.bid_px, found.bid_qtys, strict=True)))
+        self._asks.replace(list(zip(found.ask_px, found.ask_qtys, strict=True)))
         self._buffer, self._pending, self._counts = found.buffer, found.pending, found.counts
 
     # -- inside ---------------------------------------------------------------------------------------------------
 
     def _write(self, bids: Sequence[Level], asks: Sequence[Level]) -> None:
-        """Set levels to absolute quantities. Removing an unknown level is normal."""
-        keys, quantities = self._bid_keys, self._bids
-        for price, quantity in bids:
-            if quantity > 0.0:
-                if price not in quantities:
-                    insort(keys, price)
-                quantities[price] = quantity
-            elif price in quantities:
-                del quantities[price]
-                del keys[bisect_left(keys, price)]
-        keys, quantities = self._ask_keys, self._asks
-        for price, quantity in asks:
-            if quantity > 0.0:
-                if price not in quantities:
-                    insort(keys, -price)
-                quantities[price] = quantity
-            elif price in quantities:
-                del quantities[price]
-                del keys[bisect_left(keys, -price)]
-        if len(self._bid_keys) > self.max_levels or len(self._ask_keys) > self.max_levels:
-            self._prune()
+        """Set levels to absolute quantities, and keep to the bound."""
+        self._bids.write(bids)
+        self._asks.write(asks)
+        self._prune()
 
     def _prune(self) -> None:
-        for keys, quantities, sign in ((self._bid_keys, self._bids, 1.0), (self._ask_keys, self._asks, -1.0)):
-            surplus = len(keys) - self.max_levels
-            if surplus > 0:
-                for key in keys[:surplus]:
-                    del quantities[sign * key]
-                del keys[:surplus]
-                self._counts.pruned_levels += surplus
+        self._counts.pruned_levels += self._bids.prune(self.max_levels) + self._asks.prune(self.max_levels)
 
     def _is_crossed(self) -> bool:
-        return bool(self._bid_keys and self._ask_keys) and self._bid_keys[-1] >= -self._ask_keys[-1]
+        bids, asks = self._bids.keys, self._asks.keys
+        return bool(bids and asks) and bids[-1] >= -asks[-1]
 
     def _drop_levels(self) -> None:
-        self._bid_keys.clear()
-        self._ask_keys.clear()
         self._bids.clear()
         self._asks.clear()
         self.last_update_id = -1
@@ -357,10 +379,8 @@ class LocalBook:
         self._pending = None
         if buffer[0].prev_id > pending.last_update_id:
             return "too_old"
-        self._bids = {price: quantity for price, quantity in pending.bids if quantity > 0.0}
-        self._asks = {price: quantity for price, quantity in pending.asks if quantity > 0.0}
-        self._bid_keys = sorted(self._bids)
-        self._ask_keys = sorted(-price for price in self._asks)
+        self._bids.replace(pending.bids)
+        self._asks.replace(pending.asks)
         self._prune()
         for diff in buffer:
             # One that ends exactly at the snapshot is in it already: it only continues the chain.

@@ -19,7 +19,8 @@ PackedInt: TypeAlias = int | str
 
 _LOW: Final = -(1 << 63)
 _HIGH: Final = 1 << 63
-_COMPACT_AT: Final = 1024
+_COMPACT_AT: Final = 128
+"""Entries that have left a window before its lists are cut, where they are at least a quarter of all."""
 
 
 def to_lots(value: float) -> int:
@@ -76,7 +77,7 @@ class LotSum:
             while times[head] < oldest_ms:
                 self.total -= self._lots[head]
                 head += 1
-            if head >= _COMPACT_AT and 2 * head >= len(times):
+            if head >= _COMPACT_AT and 4 * head >= len(times):
                 del times[:head]
                 del self._lots[:head]
                 head = 0
@@ -195,7 +196,7 @@ class Trailing:
             self.notional -= self._notional[tail]
             tail += 1
         tails[-1] = tail
-        if tail >= _COMPACT_AT and 2 * tail >= len(times):
+        if tail >= _COMPACT_AT and 4 * tail >= len(times):
             for column in (times, self._counts, net, gross, self._volume, self._notional):
                 del column[:tail]
             self._tails = [each - tail for each in tails]

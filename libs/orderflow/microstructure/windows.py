@@ -22,8 +22,8 @@ _CANCELLATION: Final = 1e-6
 """A sum of squares that fell below this share of its peak has lost digits to cancellation and is computed afresh."""
 _REBASE_EVERY: Final = 16_384
 """Additions and removals after which a compensated sum is computed afresh."""
-_COMPACT_AT: Final = 1024
-"""Dead entries in front of a window before its lists are cut, where they are at least half."""
+_COMPACT_AT: Final = 128
+"""Dead entries in front of a window before its lists are cut, where they are at least a quarter of all."""
 
 
 def decay_weight(dt_ms: float, half_life_ms: float) -> float:
@@ -213,7 +213,7 @@ class WindowSum(msgspec.Struct):
         if head == len(times) - 1:
             self.total = self.lost = 0.0  # nothing is left but the value that is about to be added
             self.since = 0
-        if head >= _COMPACT_AT and 2 * head >= len(times):
+        if head >= _COMPACT_AT and 4 * head >= len(times):
             del times[:head]
             del values[:head]
             self.head = 0
@@ -311,7 +311,7 @@ class RateCounter(msgspec.Struct):
         while head < len(times) and times[head] < oldest_ms:
             self.total -= counts[head]
             head += 1
-        if head >= _COMPACT_AT and 2 * head >= len(times):
+        if head >= _COMPACT_AT and 4 * head >= len(times):
             del times[:head]
             del counts[:head]
             head = 0

@@ -39,6 +39,7 @@ from orderflow.streaming.snapshots import (
     encode_parts,
     hour_of,
     load_newest,
+    packed,
 )
 from orderflow.streaming.writer import Writer
 from orderflow.topics import HOURLY, JOURNAL, TICKS
@@ -892,7 +893,7 @@ class ServiceRuntime(ABC):
 
     async def _save_beginning(self, task: Any) -> None:
         """Before anything is written: a restart must begin where this start did, and know the offsets for its own."""
-        await self.write_snapshot(task, task.states(), self._commit_of(task))
+        await self.write_snapshot(task, packed(task.states()), self._commit_of(task))
         await self.state_writer.flush()
         await self.commit_offsets({task.partition: task.positions()})
 
@@ -978,7 +979,7 @@ class ServiceRuntime(ABC):
     async def write_snapshot(self, task: Any, states: dict[str, bytes], commit: Commit) -> None:
         """Write a partition's state and the commit record behind it; the first of an hour is kept with the journal.
 
-        Durable once the writer of state is flushed.
+        `states` as `packed` gives them. Durable once the writer of state is flushed.
         """
         name = self.spec.state_name or self.spec.name
         hour = self._hour_of(commit.clock_ts_ns)
@@ -1072,7 +1073,7 @@ class ProcessorRuntime(ServiceRuntime):
             task: ProcessorTask | None = self.tasks.get(partition)
             if task is None or task.merger.frontier < 0:
                 continue  # gone meanwhile, or nothing was ever taken
-            saved.append((task, task.states(), self._commit_of(task)))
+            saved.append((task, packed(task.states()), self._commit_of(task)))
             await asyncio.sleep(0)
         await self._writer.settled()
         crash.point("snapshot-flushed")

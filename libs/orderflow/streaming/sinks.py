@@ -27,7 +27,7 @@ from orderflow.streaming.runtime import (
     ServiceSpec,
     Stats,
 )
-from orderflow.streaming.snapshots import InputPosition, Restored
+from orderflow.streaming.snapshots import InputPosition, Restored, packed
 from orderflow.topics import JOURNAL, TICKS
 
 logger = logging.getLogger(__name__)
@@ -211,7 +211,7 @@ class SinkRuntime(ServiceRuntime):
     async def _commit_cut(self, task: SinkTask, positions: list[InputPosition], result: Any) -> None:
         crash.point("cut-written")
         commit = task.commit_record(positions, [], self.spec.fingerprint)
-        await self.write_snapshot(task, task.states(), commit)
+        await self.write_snapshot(task, packed(task.states()), commit)
         await self.state_writer.flush()
         crash.point("snapshot-written")
         await self.commit_offsets({task.partition: positions})

@@ -91,11 +91,16 @@ class Restored(msgspec.Struct, frozen=True):
     states: dict[str, bytes]
 
 
-def encode_parts(snapshot_id: str, states: Mapping[str, bytes]) -> list[tuple[bytes, bytes, list[tuple[str, bytes]]]]:
-    """(key, value, headers) of each state record, in the order of symbols."""
+def packed(states: Mapping[str, bytes]) -> dict[str, bytes]:
+    """States by symbol, compressed: what waits to be written should take little room."""
     compressor = zstandard.ZstdCompressor(level=ZSTD_LEVEL)
+    return {symbol: compressor.compress(state) for symbol, state in states.items()}
+
+
+def encode_parts(snapshot_id: str, states: Mapping[str, bytes]) -> list[tuple[bytes, bytes, list[tuple[str, bytes]]]]:
+    """(key, value, headers) of each state record, in the order of symbols; `states` as `packed` gives them."""
     headers = [(SNAPSHOT_HEADER, snapshot_id.encode())]
-    return [(symbol.encode(), compressor.compress(states[symbol]), headers) for symbol in sorted(states)]
+    return [(symbol.encode(), states[symbol], headers) for symbol in sorted(states)]
 
 
 def encode_commit(snapshot_id: str, commit: Commit, service: str = "") -> tuple[bytes, bytes, list[tuple[str, bytes]]]:
