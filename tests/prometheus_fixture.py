@@ -19,7 +19,7 @@ import yaml
 from orderflow.cli.backing import free_port
 from orderflow.paths import ROOT
 
-START_SEC = 60.0
+START_SEC = 240.0
 
 
 @contextmanager

@@ -49,7 +49,9 @@ DERIVED = (
     "signals",
 )
 SERVICES = ("ingestion", "ofi", "cvd", "fusion", "signal", "sinks", "lake")
-RUN_SEC = 180.0
+RUN_SEC = 900.0
+STATE_SEC = 300.0
+"""Guards against hanging, far above what a quiet machine needs: no test is about time."""
 POLL_SEC = 0.02
 FILE_TREES = ("data", "signals")
 
@@ -166,7 +168,9 @@ class Run:
             return {}
         return content if content.get("pid") == address["pid"] else {}
 
-    def until(self, service: str, holds: Callable[[dict[str, Any]], bool], timeout_sec: float = 60.0) -> dict[str, Any]:
+    def until(
+        self, service: str, holds: Callable[[dict[str, Any]], bool], timeout_sec: float = STATE_SEC
+    ) -> dict[str, Any]:
         """Poll a service's page until something holds of it."""
         status: dict[str, Any] = {}
 

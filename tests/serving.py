@@ -16,7 +16,7 @@ from orderflow.lifeline import dying_with_parent
 from tests.waiting import wait_for
 
 ROOT = Path(__file__).resolve().parents[1]
-START_SEC = 30.0
+START_SEC = 120.0
 STOP_SEC = 10.0
 
 

@@ -33,7 +33,7 @@ from tests.waiting import wait_for
 ROOT = Path(__file__).resolve().parents[2]
 SERVICES = ("ingestion", "ofi", "cvd", "fusion", "signal", "sinks", "lake")
 POLL_SEC = 0.02
-DRAIN_SEC = 240.0
+DRAIN_SEC = 900.0
 STOP_SEC = 20.0
 REFUSALS = 5
 """Ends by an exit code, not by a signal, after which a run has failed."""
@@ -236,7 +236,7 @@ class Stack:
 
     # -- waiting ----------------------------------------------------------------------------------------------------
 
-    def until(self, condition: Callable[[], bool], what: str, timeout_sec: float = 120.0) -> float:
+    def until(self, condition: Callable[[], bool], what: str, timeout_sec: float = 300.0) -> float:
         """Wait for a condition; returns how long it took, in seconds."""
         began = time.monotonic()
 

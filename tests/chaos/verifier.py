@@ -66,7 +66,7 @@ LAKE_KINDS = {
 FILE_TREES = ("data", "signals")
 DATABASE = "signals/signals.sqlite"
 KEY = ["session", "symbol", "seq", "sub"]
-READ_SEC = 300.0
+READ_SEC = 900.0
 SHOWN = 20
 """Problems of one rule that are listed; the rest is counted."""
 

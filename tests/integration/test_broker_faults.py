@@ -18,7 +18,7 @@ from orderflow.topics import BY_NAME, SIGNALS
 
 pytestmark = [pytest.mark.kafka, pytest.mark.slow]
 
-WAIT_SEC = 60.0
+WAIT_SEC = 300.0
 HERE = TP(SIGNALS, 0)
 
 

@@ -186,7 +186,7 @@ async def administrator(bootstrap: str) -> AsyncIterator[AIOKafkaAdminClient]:
 
 async def once_told(admin: AIOKafkaAdminClient, topic: str, there: bool) -> None:
     """Wait until the broker's list has a topic, or has it no more."""
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(150):
         while (topic in await admin.list_topics()) is not there:
             await asyncio.sleep(0.05)
 
@@ -327,7 +327,7 @@ def command(*arguments: str, **environment: str) -> tuple[int, str, str]:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
         check=False,
     )
     return done.returncode, done.stdout, done.stderr

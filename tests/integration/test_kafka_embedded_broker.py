@@ -27,7 +27,7 @@ from orderflow.kafka_embedded.process import free_port, is_broker_of
 
 pytestmark = pytest.mark.kafka
 
-WAIT_SEC = 60.0
+WAIT_SEC = 300.0
 
 
 @pytest.fixture

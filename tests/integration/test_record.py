@@ -30,7 +30,7 @@ from run_helpers import (
 
 from tests.waiting import wait_for
 
-WAIT_SEC = 90.0
+WAIT_SEC = 450.0
 
 
 @contextmanager

@@ -165,7 +165,7 @@ def service(name: str, bootstrap: str, **settings: str) -> tuple[int, list[dict[
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=90,
+        timeout=450,
         check=False,
     )
     assert "Traceback" not in done.stderr

@@ -37,7 +37,7 @@ from websockets.protocol import State
 from services.simexchange.__main__ import main, parser, plan_of
 
 ALTS = "usdm_4alts_20210722_realagg.gz"
-WAIT_SEC = 20.0
+WAIT_SEC = 120.0
 QUIET_SEC = 0.1
 """What is to stay silent is listened to for so long after a socket that must speak has spoken."""
 

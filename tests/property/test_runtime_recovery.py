@@ -223,7 +223,7 @@ async def run_pipeline(seed: int, kills: int, failures: int = 0) -> dict[str, di
                 start(each)
     await writing
 
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(300):
         while True:
             ended: dict[str, set[int]] = {}
             for slot, (service, task) in running.items():
@@ -291,7 +291,7 @@ class KeepingLog(MemoryLog):
 async def until_settled(*services: ProcessorRuntime) -> None:
     """Run services until all their partitions are at the end, then stop them in good order."""
     running = [asyncio.create_task(each.run()) for each in services]
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(300):
         while not all(sum(task.settled for task in each.tasks.values()) == 12 for each in services):
             for task in running:
                 assert not task.done(), task.result()
@@ -373,7 +373,7 @@ async def test_asked_for_once_a_partition_is_computed_anew_once(
     running = asyncio.create_task(service.run())
 
     async def owned(count: int) -> None:
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(300):
             while not (
                 service.ready and len(service.tasks) == count and all(t.settled for t in service.tasks.values())
             ):
@@ -440,7 +440,7 @@ async def test_an_hours_snapshot_is_durable_before_the_state_that_takes_it_as_wr
     log, codecs = StuckHourlyLog(), make_codecs()
     await record_journal(log, codecs, 1, 400)
     running = asyncio.create_task(runtime(log, codecs, "normaliser", 0.0).run())
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(150):
         await log.asked.wait()
     for _ in range(300):
         await asyncio.sleep(0)
@@ -467,7 +467,7 @@ async def test_begun_behind_an_open_that_retention_took_a_superseded_recorder_is
     log.trim(tp, cut)
     service = runtime(log, codecs, "normaliser", 0.01)
     running = asyncio.create_task(service.run())
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(150):
         while not (0 in service.tasks and service.tasks[0].settled):
             assert not running.done(), running.result()
             await asyncio.sleep(0.001)

@@ -128,7 +128,7 @@ def service(
 
 
 async def until_settled(runtime: SinkRuntime, running: asyncio.Task[None]) -> None:
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(300):
         while not running.done() and sum(task.settled for task in runtime.tasks.values()) < PARTITIONS:
             await asyncio.sleep(0.001)
 
@@ -270,7 +270,7 @@ async def test_a_lost_database_is_written_again(undisturbed: Content, tmp_path: 
         (tmp_path / (SIGNALS_DATABASE + suffix)).unlink(missing_ok=True)
     runtime = service(log, tmp_path, ("sqlite",), rebuild=True)
     killed = asyncio.create_task(runtime.run())
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(150):
         while not runtime.ready:
             await asyncio.sleep(0)
     killed.cancel()  # before anything is cut: the start without the flag has to go on all the same

@@ -96,7 +96,7 @@ async def test_everything_is_written_once_though_writes_fail(monkeypatch: pytest
     running = asyncio.create_task(runtime.run())
     everything = list(range(1, count + 3))
     try:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(150):
             while any(taken != everything for taken in durable.values()):
                 assert not running.done(), running.result()
                 await asyncio.sleep(0.001)
@@ -132,7 +132,7 @@ async def test_a_cut_that_cannot_be_noted_pauses_its_partition(monkeypatch: pyte
         note,
     )
     running = asyncio.create_task(runtime.run())
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(150):
         while any(seqs[-1:] != [62] for seqs in noted.values()):
             assert not running.done(), running.result()
             await asyncio.sleep(0.001)
@@ -166,5 +166,5 @@ async def test_a_sink_whose_every_commit_fails_gives_up(monkeypatch: pytest.Monk
         lambda partition: FlakySink([], flaky=False),
     )
     with pytest.raises(BrokerAwayError):
-        await asyncio.wait_for(runtime.run(), 20)
+        await asyncio.wait_for(runtime.run(), 120)
     assert runtime.stats.broker_losses > 1

@@ -101,7 +101,7 @@ def options(**more: object) -> RuntimeOptions:
 async def run_until_settled(runtimes: list[ProcessorRuntime]) -> None:
     running = [asyncio.create_task(each.run()) for each in runtimes]
     try:
-        async with asyncio.timeout(120):
+        async with asyncio.timeout(600):
             while not all(len(each.tasks) == PARTITIONS and each.drained for each in runtimes):
                 for task in running:
                     if task.done():

@@ -82,7 +82,7 @@ async def drain_in_the_middle(log: MemoryLog, capture: Path) -> None:
     """A paced recorder that is drained once some frames are journalled."""
     slow = recorder(log, capture, speed="10")
     running = asyncio.create_task(slow.run())
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(120):
         while slow.status()["journal_records"] < PARTITIONS + 8:
             await asyncio.sleep(0.001)
     slow.drain()

@@ -53,7 +53,7 @@ def test_a_market_of_its_own_ends_whole_and_keeps_the_oracle(kafka_bootstrap: st
     run = start_run(kafka_bootstrap, ["run", "--source", "sim", "--seed", "7", "--no-view", "--out", str(out)], out)
     try:
         # Not for a time, of which a busy machine needs most for the start: until there is enough to judge.
-        run.until("signal", lambda status: status["records_in"] > SIGNALS_ENOUGH, timeout_sec=200)
+        run.until("signal", lambda status: status["records_in"] > SIGNALS_ENOUGH, timeout_sec=900)
         run.process.send_signal(signal.SIGINT)
         assert run.finish() == 0, run.output
     finally:

@@ -57,11 +57,11 @@ def test_a_registry_ends_with_the_run_that_started_it_even_by_a_kill(tmp_path: P
         "asyncio.run(start())"
     )
     killed = subprocess.run(
-        [sys.executable, "-c", starter, str(tmp_path)], capture_output=True, text=True, check=False, timeout=60
+        [sys.executable, "-c", starter, str(tmp_path)], capture_output=True, text=True, check=False, timeout=300
     )
     address = killed.stdout.strip().removeprefix("http://")
     assert killed.returncode == -signal.SIGKILL and address, killed.stderr
-    assert wait_for(lambda: not backing.answers(address), 10.0)
+    assert wait_for(lambda: not backing.answers(address), 120.0)
 
 
 def test_a_port_with_nothing_or_something_else_behind_is_no_broker_of_ours(tmp_path: Path) -> None:

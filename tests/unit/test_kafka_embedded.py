@@ -42,7 +42,7 @@ from orderflow.kafka_embedded.storage import BrokerRecord
 
 from tests.waiting import wait_for
 
-PATIENCE_SEC = 10.0
+PATIENCE_SEC = 120.0
 CONTENTS = {"one-1.0.jar": b"first", "two_2.13-2.1.jar": b"second", "three-0.3.jar": b"third"}
 
 
@@ -247,7 +247,7 @@ def test_two_at_once_fetch_each_jar_once(lock: Path, repository: FakeRepository)
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(timeout=20)
+        thread.join(timeout=120)
     assert sorted(repository.served) == sorted(CONTENTS)
 
 
@@ -466,7 +466,7 @@ def test_a_broker_dies_with_the_process_that_started_it(tmp_path: Path) -> None:
     for fate in ("die", "survive"):
         (tmp_path / fate).mkdir()
         command = [sys.executable, "-c", starter, str(tmp_path / fate), fate]
-        out = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30).stdout
+        out = subprocess.run(command, capture_output=True, text=True, check=False, timeout=150).stdout
         pid, ended = out.split()
         assert ended == "False"  # the thread that asked for it is gone, the broker is not
         pids[fate] = int(pid)
@@ -497,7 +497,7 @@ def server_that_answers(answer: bytes) -> Iterator[int]:
         thread = threading.Thread(target=serve)
         thread.start()
         yield server.getsockname()[1]
-        thread.join(timeout=10)
+        thread.join(timeout=120)
 
 
 def framed(body: bytes) -> bytes:

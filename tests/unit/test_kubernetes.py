@@ -35,7 +35,7 @@ def render(folder: Path) -> list[Manifest]:
         command = [kubectl, "kustomize", str(folder)]
     else:
         pytest.skip("neither kustomize nor kubectl is installed")
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr
     assert "deprecated" not in done.stderr.lower(), done.stderr
     return [manifest for manifest in yaml.safe_load_all(done.stdout) if manifest]

@@ -153,7 +153,7 @@ async def test_a_disk_that_is_far_behind_holds_the_recorder_up(tmp_path: Path) -
     waiting = asyncio.create_task(recording.journal.ship())
     await asyncio.sleep(0)
     assert not waiting.done()
-    async with writing(recording), asyncio.timeout(60):
+    async with writing(recording), asyncio.timeout(300):
         await waiting
         await recording.journal.flush()
     assert recording.journal.pending_bytes == 0
@@ -167,7 +167,7 @@ async def test_a_full_disk_ends_the_recording_with_its_reason(tmp_path: Path) ->
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
     try:
-        async with writing(recording), asyncio.timeout(30):
+        async with writing(recording), asyncio.timeout(150):
             recording.diff(0, 1)
             while not recording.files.size_bytes:
                 await asyncio.sleep(0.01)

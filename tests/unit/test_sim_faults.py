@@ -523,7 +523,7 @@ def test_the_same_bytes_in_another_process_with_another_hash_seed() -> None:
             capture_output=True,
             check=True,
             text=True,
-            timeout=60,
+            timeout=300,
         ).stdout
         for seed in ("1", "2")
     }

@@ -13,7 +13,7 @@ import pytest
 from orderflow.cli.supervisor import DEATHS_ALLOWED, Supervisor
 from orderflow.errors import OrderflowError
 
-WAIT_SEC = 60.0
+WAIT_SEC = 300.0
 PAGE = """
 import json, os, sys, threading
 from http.server import BaseHTTPRequestHandler, HTTPServer

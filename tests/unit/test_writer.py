@@ -48,7 +48,7 @@ async def test_settled_waits_for_what_was_there_and_not_for_what_came_later() ->
     await log.acknowledge()
     assert not settled.done()
     await log.acknowledge()
-    await asyncio.wait_for(settled, 5)
+    await asyncio.wait_for(settled, 120)
     assert writer.outstanding == 1
     assert writer.next_offset == {HERE: 2}
 
@@ -113,7 +113,7 @@ async def test_whatever_a_delivery_fails_with_is_told_to_those_who_wait(failure:
     writer.append(HERE, b"", b"1", 0)
     for wait in (writer.settled, writer.flush, writer.ship):
         with pytest.raises(BrokerAwayError, match=r"rows\[0\]: a batch was not delivered: (Assertion|Cancelled)Error"):
-            await asyncio.wait_for(wait(), 5)
+            await asyncio.wait_for(wait(), 120)
 
 
 async def test_a_failing_listener_stops_the_writer() -> None:
@@ -124,7 +124,7 @@ async def test_a_failing_listener_stops_the_writer() -> None:
     writer.append(HERE, b"", b"1", 0)
     writer.append(THERE, b"", b"1", 0)
     with pytest.raises(BrokerAwayError, match="not mine"):
-        await asyncio.wait_for(writer.flush(), 5)
+        await asyncio.wait_for(writer.flush(), 120)
     writer.append(HERE, b"", b"2", 0)
     with pytest.raises(BrokerAwayError, match="not mine"):
-        await asyncio.wait_for(writer.flush(), 5)
+        await asyncio.wait_for(writer.flush(), 120)
