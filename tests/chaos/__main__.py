@@ -23,7 +23,7 @@ from typing import Any
 
 from tests.chaos import faults
 from tests.chaos.faults import Bench
-from tests.chaos.load import scale, soak
+from tests.chaos.load import MAJORS_SEC, scale, soak
 
 PARTS = {
     "matrix": faults.matrix,
@@ -44,6 +44,9 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=int(time.time()) % 1_000_000, help="default: of the clock")
     parser.add_argument("--rounds", type=int, default=20, help="random kills (default 20)")
     parser.add_argument("--minutes", type=float, default=30.0, help="of the soak")
+    parser.add_argument(
+        "--tile", type=float, default=MAJORS_SEC, help="seconds of the recording that the soak plays over and over"
+    )
     parser.add_argument("--frames", type=int, default=2000, help="a second, of scale and soak (default 2000)")
     parser.add_argument("--only", default=DEFAULT_PARTS, help=f"of {','.join(PARTS)}; default {DEFAULT_PARTS}")
     parser.add_argument("--points", default="", help="of the matrix, joined by commas; default: all")

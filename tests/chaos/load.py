@@ -5,17 +5,17 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from bisect import bisect_left
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from tests.chaos.faults import Bench, quantile
-from tests.chaos.market import widen
+from tests.chaos.market import played, widen
 from tests.chaos.stack import SERVICES, Stack
 
 MAJORS = "usdm_btc_eth_20240718.gz"
-MAJORS_FRAMES = 118_001
 MAJORS_SEC = 480.0
 SCALED = ("ofi", "cvd", "fusion")
 SCALE_SEC = 60.0
@@ -30,18 +30,28 @@ WARM_SHARE = 0.25
 LAG_SEC = 5.0
 """Records that are behind at most, as seconds of the load."""
 SLOPE_MB_PER_MIN = 0.5
+SHOWN = 200
+"""Points of a series in the figures."""
+BROKEN_CHAIN = 'gaps_total{reason="pu_mismatch"}'
+
+T = TypeVar("T")
 
 
-def wide_capture(bench: Bench, frames_per_sec: float, seconds: float) -> tuple[Path, int, str]:
-    """A capture that gives this load for so long: (file, frames, speed)."""
-    recorded = MAJORS_FRAMES / MAJORS_SEC
-    span = min(seconds, MAJORS_SEC)
-    speed = span / seconds
-    copies = max(1, round(frames_per_sec / (recorded * speed)))
+def wide_capture(
+    bench: Bench, frames_per_sec: float, seconds: float, tile_sec: float = MAJORS_SEC
+) -> tuple[Path, int, str]:
+    """A capture of so many seconds of the market that gives this load: (file, frames, speed).
+
+    The load comes from copies of the symbols, so that the market keeps its pace: what holds a minute of it holds what a
+    minute is, and not what a minute stretched over four is.
+    """
+    source = bench.captures / MAJORS
+    recorded = sum(1 for _ in played(source, seconds, tile_sec))
+    copies = max(1, round(frames_per_sec * seconds / recorded))
     target = bench.folder / f"wide-{copies}-{int(seconds)}.gz"
-    frames = widen(bench.captures / MAJORS, target, copies, span)
-    # The recorded rate is not even: the speed makes the mean what was asked for.
-    return target, frames, f"{frames_per_sec * span / frames:.4f}"
+    frames = widen(source, target, copies, seconds, tile_sec)
+    # Whole copies do not come to every rate: the speed makes the mean what was asked for.
+    return target, frames, f"{frames_per_sec * seconds / frames:.4f}"
 
 
 class Pauses(threading.Thread):
@@ -124,10 +134,13 @@ def scale(bench: Bench) -> None:
 def soak(bench: Bench) -> None:
     """Hours in small: memory, lag and latency under a steady load."""
     frames_per_sec, minutes = bench.options["frames"], bench.options["minutes"]
-    capture, frames, speed = wide_capture(bench, frames_per_sec, minutes * 60)
-    bench.say(f"soak: {frames:,} frames at {frames_per_sec}/s for {minutes:g} min")
+    capture, frames, speed = wide_capture(bench, frames_per_sec, minutes * 60, bench.options["tile"])
     samples: list[dict[str, Any]] = []
     with bench.stack("soak", capture=capture, speed=speed, SNAPSHOT_SEC="10", PARQUET_ROTATE_SEC="60") as stack:
+        symbols = len(stack.info.symbols)
+        bench.say(
+            f"soak: {frames:,} frames of {symbols} symbols at {frames_per_sec}/s, {speed} of the market's own pace"
+        )
         stack.start()
         stack.until_at_work("signal")
         began = time.monotonic()
@@ -138,41 +151,131 @@ def soak(bench: Bench) -> None:
         took = time.monotonic() - began
         cpu = {name: each.status().get("cpu_sec", 0.0) - cpu_began[name] for name, each in stack.instances.items()}
         stack.drain()
+        routes = stack.recorder().get("frames_by_route", {})
     bench.expect(not stack.deaths, f"soak: services ended: {[(each.instance, each.cause) for each in stack.deaths]}")
-    bench.say(f"{took:.0f} s, {frames / took:,.0f} frames/s; {'service':>9}  rss MB  slope MB/min  cores")
+    expect_whole(bench, stack, routes)
+    bench.say(f"{took:.0f} s, {frames / took:,.0f} frames/s")
     warm = [each for each in samples if each["at"] > WARM_SHARE * took]
-    figures: dict[str, Any] = {"seconds": took, "frames_per_sec": frames / took, "rss": {}}
-    for service in SERVICES:
-        points = [(each["at"] / 60, each["rss"][service]) for each in warm if service in each["rss"]]
-        grows = slope(points)
-        figures["rss"][service] = {"mb": points[-1][1], "slope_mb_per_min": grows}
-        bench.say(f"{service:>42}  {points[-1][1]:6.0f}  {grows:12.2f}  {cpu[service] / took:5.2f}")
-        if minutes >= 10:
-            bench.expect(grows < SLOPE_MB_PER_MIN, f"soak: {service} grows by {grows:.2f} MB a minute")
-    lag = max((each["lag"] for each in warm), default=0)
-    figures["lag_records"] = lag
-    bench.expect(
-        lag < LAG_SEC * frames_per_sec, f"soak: signals lag by {lag} records, more than {LAG_SEC:g} s of the load"
-    )
+    figures: dict[str, Any] = {
+        "seconds": took,
+        "frames": frames,
+        "frames_per_sec": frames / took,
+        "symbols": symbols,
+        "speed": float(speed),
+        "cores": {service: cpu[service] / took for service in SERVICES},
+    }
+    bench.figures["soak"] = figures
+    judge_memory(bench, figures, samples, warm)
+    judge_lag(bench, figures, samples, warm)
     for service in ("ingestion", "ofi", "cvd", "fusion", "signal"):
         p50 = [each["latency"][service]["0.5"] for each in warm if each["latency"].get(service)]
         p99 = [each["latency"][service]["0.99"] for each in warm if each["latency"].get(service)]
         figures[f"latency_{service}_ms"] = {"p50": quantile(p50, 0.5), "p99": quantile(p99, 0.5)}
         bench.say(f"receive to {service}: p50 {quantile(p50, 0.5):.0f} ms, p99 {quantile(p99, 0.5):.0f} ms")
-    bench.say(f"most records behind: {lag}")
-    bench.figures["soak"] = figures
+
+
+def expect_whole(bench: Bench, stack: Stack, routes: dict[str, int]) -> None:
+    """Whether everything in the capture has gone through: counts, since a run to compare with would take as long."""
+    info = stack.info
+    bench.expect(
+        routes == info.frames_by_conn, f"soak: the capture holds {info.frames_by_conn}, journalled were {routes}"
+    )
+    counts = stack.final_metrics("ingestion")
+    for name in ("rejects_total", "lost_trades_total", "dedup_hits_total", "missing_frames_total"):
+        found = {key: value for key, value in counts.items() if key.startswith(f"{name}{{") or key == name}
+        bench.expect(bool(found) and not any(found.values()), f"soak: {name} is not 0: {found}")
+    gaps = {key: value for key, value in counts.items() if key.startswith("gaps_total{") and value}
+    seams = gaps.pop(BROKEN_CHAIN, 0)
+    bench.expect(not gaps, f"soak: gaps: {gaps}")
+    # A snapshot for each book of each tile; the end may cut off those of the last one.
+    books = sum(info.snapshots.values())
+    expected = range(books - len(info.symbols), books + 1)
+    bench.expect(seams in expected, f"soak: {seams:g} chains of diffs broke, with {books} snapshots in the capture")
+    rows = stack.final_metrics("lake")
+    for kind, stream in (("prices", "@aggTrade"), ("quotes", "@bookTicker")):
+        held = rows.get(f'lake_rows_total{{kind="{kind}",service="lake"}}', 0)
+        sent = sum(number for name, number in info.streams.items() if name.endswith(stream))
+        bench.expect(held == sent, f"soak: the lake holds {held:,g} {kind} of {sent:,} frames")
+
+
+def judge_memory(
+    bench: Bench, figures: dict[str, Any], samples: list[dict[str, Any]], warm: list[dict[str, Any]]
+) -> None:
+    figures["rss"], figures["rss_over_time"] = {}, {}
+    bench.say(f"{'service':>9}  rss MB  slope MB/min  first and last quarter  cores")
+    for service in SERVICES:
+        points = rss_of(service, warm)
+        quarter = max(1, len(points) // 4)
+        grows = slope(points)
+        early, late = (quantile([mb for _, mb in part], 0.5) for part in (points[:quarter], points[-quarter:]))
+        figures["rss"][service] = {
+            "mb": points[-1][1],
+            "most_mb": max(mb for _, mb in points),
+            "slope_mb_per_min": grows,
+            "first_quarter_mb": early,
+            "last_quarter_mb": late,
+        }
+        figures["rss_over_time"][service] = [(round(at, 3), mb) for at, mb in thinned(rss_of(service, samples))]
+        bench.say(
+            f"{service:>9}  {points[-1][1]:6.0f}  {grows:12.2f}  {early:13.0f} {late:8.0f}  {figures['cores'][service]:5.2f}"
+        )
+        if bench.options["minutes"] >= 10:
+            bench.expect(grows < SLOPE_MB_PER_MIN, f"soak: {service} grows by {grows:.2f} MB a minute")
+
+
+def judge_lag(bench: Bench, figures: dict[str, Any], samples: list[dict[str, Any]], warm: list[dict[str, Any]]) -> None:
+    frames_per_sec = bench.options["frames"]
+    figures["lag_records"] = lag = max((each["lag"] for each in warm), default=0)
+    behind = lags_sec(samples)
+    figures["lag_sec"] = lag_sec = max(behind[-len(warm) :], default=0.0)
+    figures["source_behind_sec"] = late = max((each["behind_sec"] for each in warm), default=0.0)
+    figures["lag_over_time"] = [
+        (round(each["at"] / 60, 3), each["lag"], round(sec, 1))
+        for each, sec in thinned(list(zip(samples, behind, strict=True)))
+    ]
+    bench.expect(
+        lag < LAG_SEC * frames_per_sec, f"soak: signals lag by {lag} records, more than {LAG_SEC:g} s of the load"
+    )
+    bench.say(f"most behind: {lag:,} records, {lag_sec:.1f} s; the source behind its pace: {late:.1f} s")
 
 
 def sample(stack: Stack, at: float) -> dict[str, Any]:
     statuses = {name: each.status() for name, each in stack.instances.items()}
-    seqs = statuses["ingestion"].get("recorder", {}).get("seqs", {})
+    recorder = statuses["ingestion"].get("recorder", {})
+    seqs = recorder.get("seqs", {})
     frontiers = statuses["signal"].get("frontiers", {})
     return {
         "at": at,
         "rss": {name: status["rss_mb"] for name, status in statuses.items() if status},
+        "written": sum(seqs.values()),
         "lag": sum(max(0, seq - frontiers.get(str(partition), seq)) for partition, seq in seqs.items()),
+        "behind_sec": recorder.get("behind_sec", 0.0),
         "latency": {name: status.get("latency_ms") for name, status in statuses.items()},
     }
+
+
+def rss_of(service: str, samples: list[dict[str, Any]]) -> list[tuple[float, float]]:
+    """(minute, MB)."""
+    return [(each["at"] / 60, each["rss"][service]) for each in samples if service in each["rss"]]
+
+
+def lags_sec(samples: list[dict[str, Any]]) -> list[float]:
+    """Of each sample, how long before it as many records were written as were signals by then."""
+    times = [each["at"] for each in samples]
+    written = [each["written"] for each in samples]
+    found = []
+    for number, each in enumerate(samples):
+        done = each["written"] - each["lag"]
+        place = min(bisect_left(written, done, 0, number), number)
+        before = max(0, place - 1)
+        share = (done - written[before]) / ((written[place] - written[before]) or 1)
+        found.append(each["at"] - times[before] - max(0.0, share) * (times[place] - times[before]))
+    return found
+
+
+def thinned(points: list[T]) -> list[T]:
+    """Every so many of them, and the last."""
+    return points[: -1 : -(-len(points) // (SHOWN - 1)) or 1] + points[-1:]
 
 
 def slope(points: list[tuple[float, float]]) -> float:

@@ -22,7 +22,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from orderflow.capture import scan
+from orderflow.capture import CaptureInfo, scan
 from orderflow.kafka_embedded import EmbeddedCluster, EmbeddedKafka
 from orderflow.lifeline import dying_with_parent
 from orderflow.streaming.crash import ENVIRONMENT as CRASH_POINT
@@ -144,6 +144,10 @@ class Stack:
         self._keeper = threading.Thread(target=self._keep, daemon=True)
 
     @cached_property
+    def info(self) -> CaptureInfo:
+        return scan(self.capture)
+
+    @cached_property
     def environment(self) -> dict[str, str]:
         kept = {
             name: os.environ[name] for name in ("PATH", "HOME", "LANG", "TMPDIR", "JAVA_HOME") if name in os.environ
@@ -158,7 +162,7 @@ class Stack:
             "METRICS_PORT": "0",
             "SOURCE": "capture",
             "CAPTURE": str(self.capture),
-            "SYMBOLS": ",".join(scan(self.capture).symbols),
+            "SYMBOLS": ",".join(self.info.symbols),
             "SPEED": self.speed,
             "SNAPSHOT_SEC": "1",
             **self.settings,
@@ -308,6 +312,12 @@ class Stack:
         except subprocess.TimeoutExpired:
             instance.process.kill()
             instance.process.wait()
+
+    def final_metrics(self, service: str) -> dict[str, float]:
+        """What a service that has been stopped in order had counted."""
+        content = json.loads((self.folder / "metrics" / service / "metrics.json").read_text("utf-8"))
+        found: dict[str, float] = content["metrics"]
+        return found
 
     def last_words(self, name: str) -> str:
         return "\n".join((self.folder / "logs" / f"{name}.log").read_text("utf-8", "replace").splitlines()[-3:])
