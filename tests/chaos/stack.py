@@ -203,7 +203,8 @@ class Stack:
         with self._lock:
             instance = self.instances.pop(name)
             instance.wanted = False
-        self._end(instance)
+        instance.signal(signal.SIGTERM)
+        self._await_end(instance)
 
     def of(self, service: str) -> list[Instance]:
         return [instance for instance in list(self.instances.values()) if instance.service == service]
@@ -298,14 +299,14 @@ class Stack:
             instance.signal(signal.SIGCONT)
             instance.signal(signal.SIGTERM)
         for instance in self.instances.values():
-            self._end(instance)
+            self._await_end(instance)
         # Last: what its thread has restarted would end with it, and not in order.
         self._over.set()
         if self._keeper.is_alive():
             self._keeper.join()
 
-    def _end(self, instance: Instance) -> None:
-        instance.signal(signal.SIGTERM)
+    def _await_end(self, instance: Instance) -> None:
+        """One that has been asked to end. Not asked twice: an interpreter on its way out would die of the second time."""
         assert instance.process is not None
         try:
             instance.process.wait(STOP_SEC)
