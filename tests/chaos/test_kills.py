@@ -103,6 +103,7 @@ def test_full_disk_makes_the_lake_wait_and_loses_nothing(
         small_disk.mount("64k")
         status = run.until("lake", lambda status: bool(status["stuck"]))
         assert status["write_errors"] > 0
+        assert status["cuts_failed"] > 0
         assert status["ready"]
         run.until("signal", lambda status: bool(status["drained"]))  # the others go on, Kafka holds the data
         assert run.process.poll() is None

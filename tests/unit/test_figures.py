@@ -11,13 +11,16 @@ from typing import Any, cast
 
 import pytest
 from lake_rows import T0_MS, record, tick
+from orderflow.config import load
 from orderflow.counts import ProcessCounts
 from orderflow.errors import LogError
 from orderflow.ingest.metrics import NormaliserCollector
+from orderflow.lake.layout import LakeError
 from orderflow.lake.minutes import MAX_MINUTES, MinuteBuckets
 from orderflow.lake.parquet import LakeSink
-from orderflow.lake.service import SinkCollector, counting
+from orderflow.lake.service import SinkCollector, counting, lake_build
 from orderflow.lake.settings import LakeConfig
+from orderflow.lake.sink import CutResult
 from orderflow.microstructure.signal import GUARDS
 from orderflow.streaming.codec import Codecs
 from orderflow.streaming.figures import (
@@ -337,7 +340,7 @@ def test_the_lakes_figures_outlive_their_partitions(tmp_path: Path) -> None:
         return sink
 
     tasks = {partition: SimpleNamespace(sink=lake(partition)) for partition in (0, 1)}
-    runtime = cast(SinkRuntime, SimpleNamespace(tasks=tasks, cuts=2, stuck=[]))
+    runtime = cast(SinkRuntime, SimpleNamespace(tasks=tasks, cuts=2, cuts_failed=1, stuck=[]))
     collector = SinkCollector("lake", runtime, tmp_path / "not" / "there", counted)
     found = samples(collector)
     expected = {
@@ -346,6 +349,7 @@ def test_the_lakes_figures_outlive_their_partitions(tmp_path: Path) -> None:
         'lake_minutes_total{symbol="S0USDT"}': 1,
         'lake_empty_minutes_total{symbol="S1USDT"}': 1,
         'write_errors_total{service="lake"}': 0,
+        'lake_cuts_failed_total{service="lake"}': 1,
     }
     assert {name: found.get(name) for name in expected} == expected
     assert 0 < found['lake_disk_free_bytes{service="lake"}'] <= found['lake_disk_total_bytes{service="lake"}']
@@ -358,6 +362,28 @@ def test_the_lakes_figures_outlive_their_partitions(tmp_path: Path) -> None:
     assert found['write_errors_total{service="lake"}'] == 3, "though nobody asked while the partition was ours"
     tasks[0] = SimpleNamespace(sink=lake(0))
     assert samples(collector)['lake_rows_total{kind="prices",service="lake"}'] == 12
+
+
+async def test_the_status_page_of_the_lake_counts_what_the_metrics_count(tmp_path: Path) -> None:
+    """A cut fails once its file has failed four times; and where it can't be noted."""
+    codecs = SimpleNamespace(decoder=lambda topic: None)
+    config = load({"DATA_DIR": str(tmp_path)})
+    running, registry, status = lake_build()(config, cast(Any, MemoryLog()), cast(Codecs, codecs))
+    runtime = cast(SinkRuntime, running)
+    task = runtime.make_task(0)
+    for _ in range(4):
+        cast(LakeSink, task.sink)._failed(OSError())
+    runtime._blocked(task, LakeError("no room"))
+    (tmp_path / "state").write_text("no folder")
+    with pytest.raises(LakeError):
+        await runtime._note_cut(task, [], CutResult(1, 2, []))
+    page = status()
+    for key, metric, count in (
+        ("write_errors", "write_errors_total", 5),
+        ("cuts_failed", "lake_cuts_failed_total", 1),
+        ("cuts", "lake_cuts_total", 0),
+    ):
+        assert (page[key], registry.get_sample_value(metric, {"service": "lake"})) == (count, count), key
 
 
 def test_latency_is_sampled_from_who_waited_most_too() -> None:

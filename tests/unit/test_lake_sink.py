@@ -498,28 +498,30 @@ def test_both_sinks_are_file_sinks(tmp_path: Path) -> None:
 
 def test_a_rebuild_is_refused_where_files_of_the_partition_are(tmp_path: Path) -> None:
     """Cut elsewhere, the same rows would have other names; and what begins later would replace a file by fewer rows."""
-    make(tmp_path).check_rebuild()
+    make(tmp_path).check_begin("STATE_REBUILD=true", "; or else")
     [*drive(make(tmp_path), session(frames=20))]
     before = tree(tmp_path)
     with pytest.raises(LakeError) as caught:
-        make(tmp_path, rotate_sec=30).check_rebuild()
+        make(tmp_path, rotate_sec=30).check_begin("STATE_REBUILD=true", "; or else")
     for words in (
         f"STATE_REBUILD=true would write into {tmp_path / DATA}",
         "holds files of partition 3 already (part-s1-p03-000000000001-",
         "another DATA_DIR",
-        f"move {tmp_path / DATA} and {tmp_path / 'data/raw'} away",
+        f"move {tmp_path / DATA} and {tmp_path / 'data/raw'} away; or else",
     ):
         assert words in str(caught.value)
     assert tree(tmp_path) == before
-    LakeSink(tmp_path, 4, LakeConfig()).check_rebuild()  # of another partition: this process wrote it just now
+    LakeSink(tmp_path, 4, LakeConfig()).check_begin(
+        "STATE_REBUILD=true", "; or else"
+    )  # of another partition: this process wrote it just now
 
 
 def test_raw_files_alone_refuse_a_rebuild_and_temporary_files_do_not(tmp_path: Path) -> None:
     folder = tmp_path / "data/raw/date=2024-07-19/partition=03"
     folder.mkdir(parents=True)
     (folder / f"{files.TEMP_PREFIX}0-part-s-p03-000000000001-000000000002.ndjson.zst{files.TEMP_SUFFIX}").touch()
-    make(tmp_path / "other").check_rebuild()
-    make(tmp_path).check_rebuild()
+    make(tmp_path / "other").check_begin("STATE_REBUILD=true", "; or else")
+    make(tmp_path).check_begin("STATE_REBUILD=true", "; or else")
     (folder / "part-s-p04-x-p03-000000000001-000000000002.ndjson.zst").touch()
     with pytest.raises(LakeError, match="holds files of partition 3"):
-        make(tmp_path).check_rebuild()
+        make(tmp_path).check_begin("STATE_REBUILD=true", "; or else")

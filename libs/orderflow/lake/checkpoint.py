@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -59,11 +59,18 @@ def read(root: Path) -> dict[int, PartitionCheckpoint]:
 
 
 def advance(
-    root: Path, partition: int, *, session: str, last_seq: int, clock_ts_ns: int, inputs: Mapping[str, int]
+    root: Path,
+    partition: int,
+    *,
+    session: str,
+    last_seq: int,
+    clock_ts_ns: int,
+    inputs: Mapping[str, int],
+    failed: Callable[[OSError], None] = lambda error: None,
 ) -> bool:
     """Put a partition's entry in; False where the file already stands further in the same session and is left so.
 
-    The arguments are the fields of `PartitionCheckpoint`. Blocks for as long as another process holds the lock, which
+    The arguments are the fields of `PartitionCheckpoint`; `failed` is told of every failed attempt to write. Blocks for as long as another process holds the lock, which
     is one small write.
 
     Raises
@@ -79,6 +86,7 @@ def advance(
         files.make_folders(folder)
         descriptor = os.open(folder / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     except OSError as error:
+        failed(error)
         raise LakeError(
             f"{folder / LOCK_NAME} can't be made: {error.strerror}; let the service's user write to {folder}"
         ) from error
@@ -89,13 +97,13 @@ def advance(
         if current is not None and current.session == entry.session and current.last_seq > entry.last_seq:
             return False
         entries[partition] = entry
-        _write(root / CHECKPOINT, entries)
+        _write(root / CHECKPOINT, entries, failed)
         return True
     finally:
         os.close(descriptor)
 
 
-def _write(path: Path, entries: Mapping[int, PartitionCheckpoint]) -> None:
+def _write(path: Path, entries: Mapping[int, PartitionCheckpoint], failed: Callable[[OSError], None]) -> None:
     ordered = {str(partition): entries[partition] for partition in sorted(entries)}
     data = msgspec.json.format(msgspec.json.encode(ordered), indent=2) + b"\n"
 
@@ -104,5 +112,5 @@ def _write(path: Path, entries: Mapping[int, PartitionCheckpoint]) -> None:
             raise OSError(errno.EIO, "it does not read back as it was written")
 
     files.sweep_folder(path.parent)
-    files.write_file(path, memoryview(data), check)
+    files.write_file(path, memoryview(data), check, failed)
     files.sync_folders([path.parent])

@@ -65,6 +65,11 @@ class SinkCollector:
         for metric, text, value in (
             ("write_errors", "attempts to write a file that failed", counted.of("write_errors")),
             ("lake_cuts", "cuts made durable", self._runtime.cuts),
+            (
+                "lake_cuts_failed",
+                "times that a cut could not be made and its partition waited",
+                self._runtime.cuts_failed,
+            ),
             ("lake_files", "files written", counted.of("files")),
             ("lake_bytes", "bytes written", counted.of("bytes")),
         ):
@@ -125,7 +130,7 @@ def _runtime_build(
     make: Callable[[Config, int], FileSink],
     inputs: tuple[str, ...],
     fingerprint_of: Callable[[Config], str],
-    on_cut: Callable[[Config], Callable[[int, Any, list[InputPosition], SinkTask], None]] | None = None,
+    on_cut: Callable[[Config, ProcessCounts], Callable[[int, Any, list[InputPosition], SinkTask], None]] | None = None,
     on_end: Callable[[], None] | None = None,
 ) -> Build:
     def build(
@@ -138,7 +143,7 @@ def _runtime_build(
             ServiceSpec(name, inputs, (), fingerprint_of(config)),
             dataclasses.replace(options_of(config), fetch_min_bytes=FETCH_BYTES),
             counting(lambda partition: make(config, partition), counted),
-            on_cut(config) if on_cut is not None else None,
+            on_cut(config, counted) if on_cut is not None else None,
             on_end,
         )
         registry = CollectorRegistry()
@@ -149,7 +154,8 @@ def _runtime_build(
             return {
                 **runtime_status(name, runtime),
                 "cuts": runtime.cuts,
-                "write_errors": runtime.write_errors,
+                "cuts_failed": runtime.cuts_failed,
+                "write_errors": counted.of("write_errors"),
                 "stuck": runtime.stuck,
             }
 
@@ -161,7 +167,7 @@ def _runtime_build(
 def lake_build() -> Build:
     """The `lake` service."""
 
-    def on_cut(config: Config) -> Callable[[int, Any, list[InputPosition], SinkTask], None]:
+    def on_cut(config: Config, counted: ProcessCounts) -> Callable[[int, Any, list[InputPosition], SinkTask], None]:
         root = Path(config.runtime.data_dir)
 
         def note(partition: int, result: Any, positions: list[InputPosition], task: SinkTask) -> None:
@@ -172,6 +178,7 @@ def lake_build() -> Build:
                 last_seq=result.last_seq,
                 clock_ts_ns=task.clock_ts_ns,
                 inputs={position.topic: position.next_offset for position in positions},
+                failed=lambda error: counted.add("write_errors"),
             )
 
         return note

@@ -78,8 +78,10 @@ class FileSink(Protocol):
         """Go on from what `state` returned after some cut."""
         ...
 
-    def check_rebuild(self) -> None:
-        """Called before anything is computed anew from the oldest retained input. Blocks; to be run in a thread.
+    def check_begin(self, cause: str, otherwise: str) -> None:
+        """Called before a beginning anywhere but where everything begins. Blocks; to be run in a thread.
+
+        `cause`, why it begins there, and `otherwise`, what else can be done, are of the error's text.
 
         Raises
         ------
@@ -240,8 +242,8 @@ class CutSink(ABC):
                 "see to the disk: the log keeps the data and writing goes on from there"
             ) from error
 
-    def check_rebuild(self) -> None:
-        """See `FileSink.check_rebuild`.
+    def check_begin(self, cause: str, otherwise: str) -> None:
+        """See `FileSink.check_begin`.
 
         Where retention has passed the record that names the session, or inputs begin at different places, neither the
         names nor the rows of the first files are those of a reader who was there from the start.
@@ -250,10 +252,10 @@ class CutSink(ABC):
             held = files.first_file(self.root / tree, lambda name: partition_of(name) == self.partition)
             if held is not None:
                 raise LakeError(
-                    f"STATE_REBUILD=true would write into {self.root / tree}, which holds files of partition "
+                    f"{cause} would write into {self.root / tree}, which holds files of partition "
                     f"{self.partition} already ({held.name}): their rows would be written twice, or replaced by fewer. Set "
-                    f"another DATA_DIR, or move {' and '.join(str(self.root / each) for each in self._trees())} away; "
-                    "where these files come from a rebuild that was interrupted, start without STATE_REBUILD: it goes on"
+                    f"another DATA_DIR, or move {' and '.join(str(self.root / each) for each in self._trees())} away"
+                    f"{otherwise}"
                 )
 
     # -- state ----------------------------------------------------------------------------------------------------

@@ -60,6 +60,14 @@ PATIENCE_SEC: Final = 600.0
 RETRY_FIRST_SEC: Final = 0.2
 RETRY_MOST_SEC: Final = 5.0
 CONTROL_KINDS: Final = frozenset({"config", "end"})
+REBUILD_ASKED: Final = (
+    "STATE_REBUILD=true",
+    "; where these files come from a rebuild that was interrupted, start without STATE_REBUILD: it goes on",
+)
+"""Why a partition begins in the middle, and what else can be done: the ends of an error's text."""
+BY_HAND_OTHERWISE: Final = (
+    "; or, to begin at the oldest retained input, remove them with kafka-consumer-groups.sh --delete-offsets"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -508,13 +516,18 @@ class ServiceRuntime(ABC):
     async def snapshot(self, partitions: Sequence[int]) -> None:
         """Make everything so far durable and save where it stands."""
 
-    async def check_rebuild(self, task: Any) -> None:
-        """Raise where a partition may not be computed anew."""
+    async def check_begin(self, task: Any, cause: str, otherwise: str) -> None:
+        """Raise where a partition may not begin in the middle; `cause` and `otherwise` are of the error's text."""
 
     def restore_task(self, task: Any, restored: Restored) -> None:
         task.restore(restored)
 
     # -- the loop -------------------------------------------------------------------------------------------------
+
+    @property
+    def group(self) -> str:
+        """The consumer group's name."""
+        return f"{self.options.prefix}orderflow.{self.spec.name}"
 
     def physical(self, topic: str) -> str:
         return self.options.prefix + topic
@@ -586,7 +599,7 @@ class ServiceRuntime(ABC):
         """Join the group, take over partitions, process; return at a stop with everything saved."""
         topics = [self.physical_input(topic) for topic in self.spec.inputs]
         if self._membership is None:
-            self._membership = await self.log.join(f"{self.options.prefix}orderflow.{self.spec.name}", topics)
+            self._membership = await self.log.join(self.group, topics)
         next_snapshot = time.monotonic() + self.options.snapshot_sec
         while not self._stopping.is_set():
             if self._membership.failure is not None:
@@ -792,15 +805,17 @@ class ServiceRuntime(ABC):
             for topic, tail in tails[partition].items():
                 task.tails[topic] = tail
             restored = snapshots[state_tps[partition]]
-            if by_hand.get(partition):
-                await self._obey(task, by_hand[partition], restored, begins)
             rebuild = self.options.rebuild and partition not in self._rebuilt
-            if rebuild:
-                await self.check_rebuild(task)
+            if restored is not None and not rebuild and self._begun_in_vain(restored, begins, partition):
+                self._move_beginning(task, restored)
+                restored = None
+            given = by_hand.get(partition, {})
+            if given:
+                self._obey(task, given, restored, begins)
             if restored is None:
-                if not by_hand.get(partition):
-                    await self._learn_epoch(task)
+                await self._begin(task, given, rebuild=rebuild)
             elif rebuild:
+                await self.check_begin(task, *REBUILD_ASKED)
                 await self._begin_lineage(task, restored, ends)
             else:
                 check_fingerprint(restored.commit, self.spec.fingerprint, CODE_VERSION, state_tps[partition])
@@ -812,6 +827,68 @@ class ServiceRuntime(ABC):
                 self._rebuilt.add(partition)
             self.tasks[partition] = task
         self.stats.recovery_sec = time.monotonic() - started
+
+    def _begun_in_vain(self, restored: Restored, begins: Mapping[TP, int], partition: int) -> bool:
+        """Whether a snapshot is the mere beginning of a file sink, nothing taken since, and retention has passed it."""
+        inputs = restored.commit.inputs
+        return (
+            not self.spec.outputs
+            and all(position.seq < 0 for position in inputs)
+            and any(
+                position.next_offset < begins[TP(self.physical_input(position.topic), partition)] for position in inputs
+            )
+        )
+
+    def _move_beginning(self, task: Any, restored: Restored) -> None:
+        """Where nothing was taken there is nothing to leave a hole in: begin at what is retained of the same place."""
+        task.lineage = restored.commit.lineage
+        for position in restored.commit.inputs:
+            each = task.by_topic[position.topic]
+            each.next_offset = max(each.next_offset, position.next_offset)
+        logger.warning(
+            "%s partition %d had begun at %s and taken nothing when retention passed it: beginning at %s",
+            self.spec.name, task.partition, {each.topic: each.next_offset for each in restored.commit.inputs},
+            {each.topic: each.next_offset for each in task.merger.inputs},
+        )  # fmt: skip
+
+    async def _begin(self, task: Any, given: Mapping[str, int], *, rebuild: bool) -> None:
+        """Begin without a snapshot: at the oldest retained input, or at the offsets `given` by hand.
+
+        A file sink that begins anywhere but where everything begins finds other cuts than one before it has found. It
+        does so only where no files are, and saves its beginning before it writes any: those that a restart meets are
+        then its own.
+        """
+        why = REBUILD_ASKED if rebuild else self._begins_late(task, given)
+        if why is not None:
+            await self.check_begin(task, *why)
+        await self._learn_epoch(task)
+        if given:
+            await self._save_beginning(task)
+            told = self._told(given, task.partition)
+            logger.info("%s begins at offsets given by hand, without a past: %s", self.spec.name, told)
+        elif why is not None and not self.spec.outputs:
+            task.saved_hour = self._hour_of(0)  # a beginning is no snapshot of an hour
+            await self._save_beginning(task)
+
+    def _begins_late(self, task: Any, given: Mapping[str, int]) -> tuple[str, str] | None:
+        """What an error says where a task begins behind the begin of an input (see `REBUILD_ASKED`); else None."""
+        partition = task.partition
+        late = next((each for each in task.merger.inputs if each.next_offset > 0), None)
+        if late is None:
+            return None
+        if given:
+            told = self._told(given, partition)
+            cause = f"{self.spec.name}: the offsets of group {self.group!r} were set by hand ({told}): to begin there"
+            return cause, BY_HAND_OTHERWISE
+        state, cut = self.physical(self.spec.state_topic), self.physical_input(late.topic)
+        cause = (
+            f"{self.spec.name}: {state}[{partition}] holds no snapshot to go on from, and of {cut}[{partition}] all before "
+            f"offset {late.next_offset} has expired: to begin there"
+        )
+        return (
+            cause,
+            f"; or, where the state is not lost but under another TOPIC_PREFIX than {self.options.prefix!r}, set that one",
+        )
 
     async def _begin_lineage(self, task: Any, restored: Restored, ends: Mapping[TP, int]) -> None:
         """Compute a partition anew from the oldest retained input; what its outputs hold already stays as it is.
@@ -853,10 +930,11 @@ class ServiceRuntime(ABC):
                 found.setdefault(tp.partition, {})[tps[tp]] = committed.offset
         return found
 
-    async def _obey(
-        self, task: Any, offsets: Mapping[str, int], restored: Restored | None, begins: Mapping[TP, int]
-    ) -> None:
-        """Begin at offsets given by hand, where nothing has been computed yet.
+    def _told(self, offsets: Mapping[str, int], partition: int) -> str:
+        return ", ".join(f"{self.physical_input(topic)}[{partition}] at {offset}" for topic, offset in offsets.items())
+
+    def _obey(self, task: Any, offsets: Mapping[str, int], restored: Restored | None, begins: Mapping[TP, int]) -> None:
+        """Set a task to offsets given by hand, where nothing has been computed yet.
 
         Raises
         ------
@@ -869,8 +947,7 @@ class ServiceRuntime(ABC):
             offsets.get(p.topic, p.next_offset) == p.next_offset for p in restored.commit.inputs
         ):
             return  # committed by an older version of ours, or reset to where we stand
-        group = f"{self.options.prefix}orderflow.{self.spec.name}"
-        given = ", ".join(f"{self.physical_input(topic)}[{partition}] at {offset}" for topic, offset in offsets.items())
+        group, given = self.group, self._told(offsets, partition)
         if restored is not None or any(tail > NOTHING for tail in task.tails.values()):
             raise LogError(
                 f"{self.spec.name}: the offsets of group {group!r} were reset by hand ({given}), but results under "
@@ -887,9 +964,6 @@ class ServiceRuntime(ABC):
         for topic, offset in offsets.items():
             tp = TP(self.physical_input(topic), partition)
             task.by_topic[topic].next_offset = max(offset, begins[tp])
-        await self._learn_epoch(task)
-        await self._save_beginning(task)
-        logger.info("%s begins at offsets given by hand, without a past: %s", self.spec.name, given)
 
     async def _save_beginning(self, task: Any) -> None:
         """Before anything is written: a restart must begin where this start did, and know the offsets for its own."""

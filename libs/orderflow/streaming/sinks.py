@@ -180,7 +180,8 @@ class SinkRuntime(ServiceRuntime):
         self._on_cut = on_cut
         self._on_end = on_end
         self.cuts = 0
-        self.write_errors = 0
+        self.cuts_failed = 0
+        """Times that a cut could not be made, or noted, and its partition waited to try again."""
 
     async def run(self) -> None:
         """See `ServiceRuntime.run`."""
@@ -195,9 +196,9 @@ class SinkRuntime(ServiceRuntime):
             partition, self._make(partition), self.codecs, self.stats, self._commit_cut, self._note_cut, self._blocked
         )
 
-    async def check_rebuild(self, task: SinkTask) -> None:
-        """See `FileSink.check_rebuild`."""
-        await asyncio.to_thread(task.sink.check_rebuild)
+    async def check_begin(self, task: SinkTask, cause: str, otherwise: str) -> None:
+        """See `FileSink.check_begin`."""
+        await asyncio.to_thread(task.sink.check_begin, cause, otherwise)
 
     @property
     def stuck(self) -> list[int]:
@@ -205,7 +206,7 @@ class SinkRuntime(ServiceRuntime):
         return sorted(partition for partition, task in self.tasks.items() if task.stuck)
 
     def _blocked(self, task: SinkTask, error: Exception) -> None:
-        self.write_errors += 1
+        self.cuts_failed += 1
         logger.error("%s partition %d waits, nothing is lost: %s", self.spec.name, task.partition, error)
 
     async def _commit_cut(self, task: SinkTask, positions: list[InputPosition], result: Any) -> None:
