@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from aiokafka import TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
 from run_helpers import (
     ALTS,
     DERIVED,
@@ -17,6 +20,7 @@ from run_helpers import (
     call,
     command,
     end,
+    files_of,
     lake,
     refused,
     run_arguments,
@@ -119,6 +123,36 @@ def test_resume_goes_on_to_the_end_and_loses_nothing(
     assert lake(interrupted.out, sums) == lake(undisturbed.out, sums)
     done = call(interrupted.bootstrap, "verify", "--run", str(interrupted.out))
     assert done.code == 0, done.stdout
+
+
+def test_a_lake_that_lost_its_state_does_not_cut_anew_beside_its_files(interrupted: Run, captures: Path) -> None:
+    """Retention has taken the begin of the journal: the first cut would lie elsewhere, its rows be there twice."""
+    before = files_of(interrupted.out)
+    asyncio.run(expire(interrupted.bootstrap, interrupted.prefix + "state.lake", None))
+    asyncio.run(expire(interrupted.bootstrap, interrupted.prefix + "market.journal", 2))
+    done = command(interrupted.bootstrap, *run_arguments(captures / ALTS, interrupted.out), "--resume")
+    assert done.code == 2, done.stdout
+    assert "Traceback" not in done.stdout + done.stderr
+    for words in (
+        "orderflow: service lake ended with exit code 2",
+        f"lake: {interrupted.prefix}state.lake[",
+        "holds no snapshot to go on from",
+        "all before offset 2 has expired",
+        "which holds files of partition",
+    ):
+        assert words in done.stderr, (words, done.stderr)
+    assert files_of(interrupted.out) == before
+
+
+async def expire(bootstrap: str, topic: str, offset: int | None) -> None:
+    """Remove what lies before an offset of every partition, or everything, as retention does."""
+    admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap)
+    await admin.start()
+    try:
+        before = RecordsToDelete(before_offset=-1 if offset is None else offset)  # -1: the end
+        await admin.delete_records({TopicPartition(topic, partition): before for partition in range(12)})
+    finally:
+        await admin.close()
 
 
 def without_ends(records: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
@@ -11,47 +12,34 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from orderflow.lake.layout import Kind, LakeError
+from orderflow.lake.packed import PackedRows
 
 MAX_ROW_GROUP_ROWS: Final = 1 << 20
+BATCH_ROWS: Final = 4096
 
 
 class ParquetBuffer:
-    """Rows of one kind, symbol and date, in the order of arrival.
+    """Rows of one kind, symbol and date, in the order of arrival: tuples in the order of `Kind.buffer_schema`."""
 
-    Rows are tuples in the order of `Kind.buffer_schema`. They are turned into columns batch by batch (`convert`), since
-    a row of Python objects takes ten times the memory of its columns.
-    """
+    __slots__ = ("_batch_rows", "_schema", "kind", "rows", "symbol")
 
-    __slots__ = ("_batches", "_schema", "converted", "kind", "rows", "symbol")
-
-    def __init__(self, kind: Kind, symbol: str | None) -> None:
+    def __init__(self, kind: Kind, symbol: str | None, batch_rows: int = BATCH_ROWS) -> None:
+        """`batch_rows`: how many rows are Python objects at once while columns are made of them. Changes no byte."""
         self.kind = kind
         self.symbol = symbol
-        self.rows: list[tuple[Any, ...]] = []
-        """Not yet converted."""
-        self.converted = 0
-        self._batches: list[Any] = []
+        self.rows = PackedRows()
+        self._batch_rows = batch_rows
         self._schema = kind.buffer_schema
 
     def __len__(self) -> int:
-        return self.converted + len(self.rows)
+        return len(self.rows)
 
-    def convert(self) -> None:
-        """Turn what has come since the last call into columns.
-
-        Raises
-        ------
-        LakeError
-            A value does not fit its column: the record did not come through its Avro schema.
-        """
-        rows = self.rows
-        if not rows:
-            return
-        schema = self._schema
-        arrays = [self._column(field, values) for field, values in zip(schema, zip(*rows, strict=True), strict=True)]
-        self._batches.append(pa.RecordBatch.from_arrays(arrays, schema=schema))
-        self.converted += len(rows)
-        self.rows = []
+    def _batches(self) -> Iterator[Any]:
+        schema, rows = self._schema, iter(self.rows)
+        while batch := list(islice(rows, self._batch_rows)):
+            columns = zip(*batch, strict=True)
+            arrays = [self._column(field, values) for field, values in zip(schema, columns, strict=True)]
+            yield pa.RecordBatch.from_arrays(arrays, schema=schema)
 
     def _column(self, field: Any, values: tuple[Any, ...]) -> Any:
         try:
@@ -69,9 +57,14 @@ class ParquetBuffer:
         )
 
     def encode(self, metadata: Mapping[str, str]) -> memoryview:
-        """The Parquet file of all rows, `metadata` in its footer. May be called again: the same bytes."""
-        self.convert()
-        table = pa.Table.from_batches(self._batches, schema=self._schema).combine_chunks()
+        """The Parquet file of all rows, `metadata` in its footer. May be called again: the same bytes.
+
+        Raises
+        ------
+        LakeError
+            A value does not fit its column: the record did not come through its Avro schema.
+        """
+        table = pa.Table.from_batches(self._batches(), schema=self._schema).combine_chunks()
         count = table.num_rows
         symbol = pa.DictionaryArray.from_arrays(
             pa.array([0 if self.symbol is not None else None], pa.int32()).take(pa.array([0] * count, pa.int32())),

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Final, TypeAlias
 import msgspec
 
 from orderflow.lake import files
-from orderflow.lake.buffers import ParquetBuffer, check_footer
+from orderflow.lake.buffers import BATCH_ROWS, ParquetBuffer, check_footer
 from orderflow.lake.layout import (
     NS_PER_DAY,
     PARQUET_ROOT,
@@ -31,9 +31,6 @@ from orderflow.processor import Record
 from orderflow.topics import CVD, EVENTS, FEATURE_EVENTS, FUSION, JOURNAL, OFI, REJECTS, ROWS, SIGNALS, TICKS
 
 RATE_WINDOW_MS: Final = 10_000
-BATCH_ROWS: Final = 512
-PENDING_BATCHES: Final = 8
-"""Rows that are still Python objects, at most, in batches: a sink may have 50 buffers that fill slowly."""
 MAX_REJECT_BYTES: Final = 64 << 20
 MAX_RAW_BYTES: Final = 1 << 30
 """Bounds on what is buffered besides rows; a cut follows at the next tick."""
@@ -109,7 +106,7 @@ class LakeSink(CutSink):
         fingerprint
             Of the settings that the rows were computed under; written into every Parquet footer.
         batch_rows
-            Rows of a file that are turned into columns at once. Changes no byte of any file.
+            See `ParquetBuffer`.
         """
         super().__init__(root, partition, config.rotate_sec, config.max_rows)
         self.fingerprint = fingerprint
@@ -123,7 +120,6 @@ class LakeSink(CutSink):
         self.minutes = MinuteBuckets()
         """For the figures only."""
         self._rows = 0
-        self._pending = 0
         self._reject_bytes = 0
         self._row_routes = {src: _route(kind) for src, kind in row_kinds().items()}
         self._routes = {
@@ -181,17 +177,9 @@ class LakeSink(CutSink):
         key = (kind.name, symbol, kind.day_of(record))
         buffer = self._buffers.get(key)
         if buffer is None:
-            buffer = self._buffers[key] = ParquetBuffer(kind, symbol)
+            buffer = self._buffers[key] = ParquetBuffer(kind, symbol, self._batch_rows)
         buffer.rows.append(values)
         self._rows += 1
-        self._pending += 1
-        if len(buffer.rows) >= self._batch_rows:
-            self._pending -= len(buffer.rows)
-            buffer.convert()
-        elif self._pending >= PENDING_BATCHES * self._batch_rows:
-            for each in self._buffers.values():
-                each.convert()
-            self._pending = 0
 
     def _add_raw(self, record: Record) -> bool:
         if record["kind"] == "config":
@@ -250,7 +238,7 @@ class LakeSink(CutSink):
     def _clear(self) -> None:
         self._buffers.clear()
         self._raw.clear()
-        self._rows = self._pending = self._reject_bytes = 0
+        self._rows = self._reject_bytes = 0
 
     def state(self) -> dict[str, bytes]:
         """The clock and the session, and the window of each symbol's receive rate."""

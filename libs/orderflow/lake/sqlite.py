@@ -150,8 +150,13 @@ class SignalRows:
     def __len__(self) -> int:
         return len(self._packed)
 
-    def __getitem__(self, index: int) -> Row:
-        return _row(self._packed[index])
+    @property
+    def first(self) -> Row:
+        return _row(self._packed.first)
+
+    @property
+    def last(self) -> Row:
+        return _row(self._packed.last)
 
     def __iter__(self) -> Iterator[Row]:
         return map(_row, self._packed)
@@ -249,7 +254,7 @@ class SignalDatabase:
         for symbol, wanted in rows.items():
             ids = {row[self._id] for row in wanted}
             for (session,) in connection.execute(_SESSIONS_SQL).fetchall():
-                ends = (session, symbol, *self._place(wanted[0]), *self._place(wanted[-1]))
+                ends = (session, symbol, *self._place(wanted.first), *self._place(wanted.last))
                 held = connection.execute(f"SELECT signal_id {self._range_sql}", ends)
                 if any(signal_id in ids for (signal_id,) in held):
                     return str(session)
@@ -258,7 +263,7 @@ class SignalDatabase:
     def _insert(self, connection: sqlite3.Connection, session: str, symbol: str, rows: SignalRows) -> None:
         before = connection.total_changes
         connection.executemany(self._insert_sql, ((session, *row) for row in rows))
-        ends = (session, symbol, *self._place(rows[0]), *self._place(rows[-1]))
+        ends = (session, symbol, *self._place(rows.first), *self._place(rows.last))
         (held,) = connection.execute(f"SELECT count(*) {self._range_sql}", ends).fetchone()
         if held != len(rows) or connection.total_changes - before != len(rows):
             found = connection.execute(f"SELECT * {self._range_sql}", ends).fetchall()

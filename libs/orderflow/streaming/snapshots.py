@@ -94,7 +94,8 @@ class Restored(msgspec.Struct, frozen=True):
 def packed(states: Mapping[str, bytes]) -> dict[str, bytes]:
     """States by symbol, compressed: what waits to be written should take little room."""
     compressor = zstandard.ZstdCompressor(level=ZSTD_LEVEL)
-    return {symbol: compressor.compress(state) for symbol, state in states.items()}
+    # Copies: what the library returns keeps the room of data that can't be compressed.
+    return {symbol: bytes(memoryview(compressor.compress(state))) for symbol, state in states.items()}
 
 
 def encode_parts(snapshot_id: str, states: Mapping[str, bytes]) -> list[tuple[bytes, bytes, list[tuple[str, bytes]]]]:
