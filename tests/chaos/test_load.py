@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.chaos.load import SHOWN, lags_sec, slope, thinned
+from tests.chaos.load import SHOWN, growth, lags_sec, slope, thinned
 
 
 def test_lag_in_seconds_is_how_long_ago_so_many_records_were_written() -> None:
@@ -28,3 +28,11 @@ def test_a_series_is_thinned_to_what_can_be_shown() -> None:
 def test_a_slope_is_that_of_the_line_through_the_points() -> None:
     assert slope([(number / 2, 70.0 + 3 * number) for number in range(9)]) == 6.0
     assert slope([(1.0, 2.0)]) == 0.0
+
+
+def test_growth_is_told_apart_from_the_markets_own_ups_and_downs() -> None:
+    wave = [(number / 2, 70.0 + 20 * (number % 16 > 11)) for number in range(48)]
+    assert slope(wave) > 0.1
+    assert growth(wave, 8.0) == 0.0
+    assert growth([(at, value + 3 * at) for at, value in wave], 8.0) == 3.0
+    assert growth(wave[:9], 8.0) == slope(wave[:9])
