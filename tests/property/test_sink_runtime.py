@@ -15,10 +15,11 @@ from orderflow.streaming.codec import Codecs, schema_text
 from orderflow.streaming.log import TP, Batch
 from orderflow.streaming.memory_log import MemoryLog
 from orderflow.streaming.recorder import JournalWriter, journal_record
-from orderflow.streaming.runtime import RuntimeOptions, ServiceSpec
+from orderflow.streaming.runtime import PROGRESS_HEADER, RuntimeOptions, ServiceSpec
 from orderflow.streaming.sinks import SinkRuntime, SinkTask
 from orderflow.streaming.snapshots import InputPosition
-from orderflow.topics import JOURNAL, PARTITIONS
+from orderflow.streaming.writer import Writer
+from orderflow.topics import JOURNAL, PARTITIONS, TICKS
 
 CUT_EVERY = 7
 
@@ -74,11 +75,12 @@ async def write_journal(log: MemoryLog, codecs: Codecs, count: int) -> None:
     await journal.flush()
 
 
-def make_codecs() -> Codecs:
+def make_codecs(*schemas: tuple[str, str]) -> Codecs:
     async def by_id(number: int) -> str:
         raise AssertionError(f"schema {number} is not in play")
 
-    return Codecs({JOURNAL: 1}, {JOURNAL: schema_text("journal")}, by_id)
+    texts = {topic: schema_text(name) for topic, name in schemas or ((JOURNAL, "journal"),)}
+    return Codecs({topic: number for number, topic in enumerate(texts, 1)}, texts, by_id)
 
 
 async def test_everything_is_written_once_though_writes_fail(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -168,3 +170,43 @@ async def test_a_sink_whose_every_commit_fails_gives_up(monkeypatch: pytest.Monk
     with pytest.raises(BrokerAwayError):
         await asyncio.wait_for(runtime.run(), 120)
     assert runtime.stats.broker_losses > 1
+
+
+class TwoInputs(FlakySink):
+    """Its second input may stand still."""
+
+    inputs: ClassVar[tuple[str, ...]] = (JOURNAL, TICKS)
+
+
+async def test_an_input_that_stands_still_bounds_what_the_others_leave_waiting() -> None:
+    """Kafka keeps the rest: a service that is down must not fill the memory of those behind it."""
+    log, count, bound, poll = MemoryLog(), 200, 8, 5
+    codecs = make_codecs((JOURNAL, "journal"), (TICKS, "tick"))
+    await write_journal(log, codecs, count)
+    durable: dict[int, list[int]] = {partition: [] for partition in range(PARTITIONS)}
+    runtime = SinkRuntime(
+        log,
+        codecs,
+        ServiceSpec("sinks", TwoInputs.inputs, (), "f"),
+        RuntimeOptions(poll_wait_ms=1, max_poll_records=poll, max_buffered=bound),
+        lambda partition: TwoInputs(durable[partition], flaky=False),
+    )
+    running = asyncio.create_task(runtime.run())
+    try:
+        async with asyncio.timeout(150):
+            while runtime.stats.buffered <= PARTITIONS * bound:
+                await asyncio.sleep(0.001)
+            for _ in range(50):
+                await asyncio.sleep(0.001)
+                assert runtime.stats.buffered <= PARTITIONS * (bound + poll)
+            assert not any(durable.values())
+            writer = Writer(log)
+            for partition in range(PARTITIONS):
+                writer.append(TP(TICKS, partition), b"", None, 1, [(PROGRESS_HEADER, b"%d" % (count + 2))])
+            await writer.flush()
+            while any(taken != [*range(1, count + 3)] for taken in durable.values()):
+                assert not running.done(), running.result()
+                await asyncio.sleep(0.001)
+    finally:
+        runtime.stop()
+        await running

@@ -70,8 +70,8 @@ def advance(
 ) -> bool:
     """Put a partition's entry in; False where the file already stands further in the same session and is left so.
 
-    The arguments are the fields of `PartitionCheckpoint`; `failed` is told of every failed attempt to write. Blocks for as long as another process holds the lock, which
-    is one small write.
+    The arguments are the fields of `PartitionCheckpoint`; `failed` is told of every failed attempt to write. Blocks for
+    as long as another process holds the lock, which is one small write.
 
     Raises
     ------

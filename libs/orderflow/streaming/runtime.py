@@ -82,8 +82,9 @@ class RuntimeOptions:
     fetch_min_bytes: int = 1
     """What the broker may gather before it answers: who waits for nothing spares it, and itself, most of the rounds."""
     max_poll_records: int = 4000
-    max_buffered: int = 20_000
-    """Records of one input that may wait for another input before the faster one is paused."""
+    max_buffered: int = 4_000
+    """Records of one input of a partition that may wait for another input before the faster one is paused. They take
+    some 700 bytes each, and where the signals stand still the lake holds so many of 108 inputs."""
     rebuild: bool = False
     """Compute each partition anew from the oldest retained input, when this process takes it over for the first time."""
     broker_patience_sec: float = PATIENCE_SEC
