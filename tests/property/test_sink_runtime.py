@@ -178,7 +178,8 @@ class TwoInputs(FlakySink):
     inputs: ClassVar[tuple[str, ...]] = (JOURNAL, TICKS)
 
 
-async def test_an_input_that_stands_still_bounds_what_the_others_leave_waiting() -> None:
+@pytest.mark.parametrize("limits", [{"max_buffered": 8}, {"max_waiting_bytes": 8 * 450}])
+async def test_an_input_that_stands_still_bounds_what_the_others_leave_waiting(limits: dict[str, int]) -> None:
     """Kafka keeps the rest: a service that is down must not fill the memory of those behind it."""
     log, count, bound, poll = MemoryLog(), 200, 8, 5
     codecs = make_codecs((JOURNAL, "journal"), (TICKS, "tick"))
@@ -188,7 +189,7 @@ async def test_an_input_that_stands_still_bounds_what_the_others_leave_waiting()
         log,
         codecs,
         ServiceSpec("sinks", TwoInputs.inputs, (), "f"),
-        RuntimeOptions(poll_wait_ms=1, max_poll_records=poll, max_buffered=bound),
+        RuntimeOptions(poll_wait_ms=1, max_poll_records=poll, **limits),
         lambda partition: TwoInputs(durable[partition], flaky=False),
     )
     running = asyncio.create_task(runtime.run())

@@ -82,6 +82,14 @@ def test_rows_cut_at_the_next_tick_or_at_twice_as_many(tmp_path: Path) -> None:
     assert sink.cuts == {"rows": 2}
 
 
+def test_many_signals_of_one_record_do_not_end_in_files_of_one_name(tmp_path: Path) -> None:
+    """A backfill is one journal record and thousands of trades: a second file of its seq alone would replace the first."""
+    sink = make(tmp_path, max_rows=1)
+    cuts = drive(sink, [signal(6, T0_MS), *[signal(7, T0_MS)] * 10, signal(8, T0_MS), *ending(9, T0_MS)])
+    held = sum(file.rows for cut in cuts for file in cut.files)
+    assert held == sum(data.count(b"\n") for data in tree(tmp_path).values()) == 12
+
+
 def test_another_session_is_cut_off_and_an_empty_one_leaves_no_trace(tmp_path: Path) -> None:
     items = [
         *begin(1, T0_MS, "s1"),

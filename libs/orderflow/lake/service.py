@@ -29,8 +29,11 @@ from orderflow.streaming.service import Build, Running, options_of, runtime_stat
 from orderflow.streaming.sinks import SinkRuntime, SinkTask
 from orderflow.streaming.snapshots import InputPosition
 
-FETCH_BYTES: Final = 512 << 10
-"""Files are cut once a minute. What a round costs is its partitions, of which the lake reads 120, not its records."""
+FETCH_BYTES: Final = 192 << 10
+"""Files are cut once a minute. What a round costs is its partitions, of which the lake reads 120, not its records. Less
+than one input alone can give, so that one that lags behind is answered at once."""
+WAITING_BYTES: Final = 2 << 20
+"""Of one input; while signals stand still 108 of the lake's wait for them."""
 
 
 def counting(make: Callable[[int], FileSink], counted: ProcessCounts) -> Callable[[int], FileSink]:
@@ -141,7 +144,7 @@ def _runtime_build(
             log,
             codecs,
             ServiceSpec(name, inputs, (), fingerprint_of(config)),
-            dataclasses.replace(options_of(config), fetch_min_bytes=FETCH_BYTES),
+            dataclasses.replace(options_of(config), fetch_min_bytes=FETCH_BYTES, max_waiting_bytes=WAITING_BYTES),
             counting(lambda partition: make(config, partition), counted),
             on_cut(config, counted) if on_cut is not None else None,
             on_end,

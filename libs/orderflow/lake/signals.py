@@ -83,7 +83,8 @@ class SignalSink(CutSink):
             buffer = self._buffers[symbol] = PackedRows()
         buffer.append(tuple([record[name] for name in self._names]))
         self._rows += 1
-        return self._rows >= 2 * self._max_rows and self._due("rows")
+        # Not among the signals of one record alone: two cuts of them would have one name.
+        return self._rows >= 2 * self._max_rows and seq > self.first_seq and self._due("rows")
 
     def rows_buffered(self) -> int:
         """Signals that wait to be written."""

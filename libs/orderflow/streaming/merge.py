@@ -35,6 +35,8 @@ class Input:
     taken_sub: int = -1
     """The newest (seq, sub) released."""
     duplicates: int = 0
+    record_bytes: int = 1
+    """What a record of the newest read takes, on average; for whoever bounds what waits."""
     waiting: deque[tuple[int, int, LogRecord | None]] = field(default_factory=deque)
     """(seq, sub, record), in order; None where the record is of no use here and only its place matters."""
 

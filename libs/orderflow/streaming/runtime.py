@@ -60,6 +60,8 @@ PATIENCE_SEC: Final = 600.0
 RETRY_FIRST_SEC: Final = 0.2
 RETRY_MOST_SEC: Final = 5.0
 CONTROL_KINDS: Final = frozenset({"config", "end"})
+RECORD_BYTES: Final = 400
+"""What a record that waits takes besides its value."""
 REBUILD_ASKED: Final = (
     "STATE_REBUILD=true",
     "; where these files come from a rebuild that was interrupted, start without STATE_REBUILD: it goes on",
@@ -82,9 +84,10 @@ class RuntimeOptions:
     fetch_min_bytes: int = 1
     """What the broker may gather before it answers: who waits for nothing spares it, and itself, most of the rounds."""
     max_poll_records: int = 4000
-    max_buffered: int = 4_000
-    """Records of one input of a partition that may wait for another input before the faster one is paused. They take
-    some 700 bytes each, and where the signals stand still the lake holds so many of 108 inputs."""
+    max_buffered: int = 20_000
+    """Records of one input that may wait for another input before the faster one is paused."""
+    max_waiting_bytes: int = 8 << 20
+    """And how much memory they may take, by the size of the newest ones."""
     rebuild: bool = False
     """Compute each partition anew from the oldest retained input, when this process takes it over for the first time."""
     broker_patience_sec: float = PATIENCE_SEC
@@ -202,6 +205,7 @@ class PartitionBase(ABC):
                 each.push(seq, sub, record)
         if records:
             each.next_offset = records[-1].offset + 1
+            each.record_bytes = RECORD_BYTES + sum(len(record.value or b"") for record in records) // len(records)
         duplicates, stale = self._dropped(each)
         self.stats.duplicates += duplicates - dropped[0]
         self.stats.stale_epoch += stale - dropped[1]
@@ -728,7 +732,7 @@ class ServiceRuntime(ABC):
 
     def _balance(self, reader: Reader, partitions: set[int]) -> None:
         """Pause inputs that run ahead of the others; resume them once they have been taken down to half."""
-        limit = self.options.max_buffered
+        options = self.options
         pause: list[TP] = []
         resume: list[TP] = []
         for partition in sorted(partitions):
@@ -736,6 +740,7 @@ class ServiceRuntime(ABC):
             for each in self.tasks[partition].merger.inputs:
                 waiting = len(each.waiting)
                 buffered += waiting
+                limit = min(options.max_buffered, options.max_waiting_bytes // each.record_bytes)
                 if waiting <= limit and not self._paused:
                     continue
                 tp = TP(self.physical_input(each.topic), partition)
@@ -842,7 +847,7 @@ class ServiceRuntime(ABC):
 
     def _move_beginning(self, task: Any, restored: Restored) -> None:
         """Where nothing was taken there is nothing to leave a hole in: begin at what is retained of the same place."""
-        task.lineage = restored.commit.lineage
+        task.lineage = restored.commit.lineage + 1  # or the one that is given up might count as the newer
         for position in restored.commit.inputs:
             each = task.by_topic[position.topic]
             each.next_offset = max(each.next_offset, position.next_offset)

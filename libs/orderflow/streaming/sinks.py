@@ -131,7 +131,7 @@ class SinkTask(PartitionBase):
         return True
 
     def _wait(self, error: Exception) -> bool:
-        """The disk takes nothing: pause this partition."""
+        """The disk takes nothing, or not this: pause the partition, and say why each time that it is tried again."""
         self.stuck = True
         self._retry_at = time.monotonic() + self._retry_sec
         self._retry_sec = min(RETRY_MOST_SEC, self._retry_sec * 2)
