@@ -6,6 +6,7 @@ import base64
 import errno
 import fcntl
 import os
+import platform
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ from orderflow.lake.layout import LakeError
 from orderflow.lake.parquet import LakeSink, ReceiveRate
 from orderflow.lake.raw import raw_record
 from orderflow.lake.settings import LakeConfig
-from orderflow.lake.sink import CutResult, CutSink, FileSink
+from orderflow.lake.sink import CutResult, CutSink, FileSink, give_back
+from orderflow.streaming.service import resident_mb
 from orderflow.topics import EVENTS, JOURNAL, OFI, REJECTS, ROWS, TICKS
 
 DATA = "data/ofi_cvd"
@@ -525,3 +527,25 @@ def test_raw_files_alone_refuse_a_rebuild_and_temporary_files_do_not(tmp_path: P
     (folder / "part-s-p04-x-p03-000000000001-000000000002.ndjson.zst").touch()
     with pytest.raises(LakeError, match="holds files of partition 3"):
         make(tmp_path).check_begin("STATE_REBUILD=true", "; or else")
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be asked to give memory back")
+def test_memory_that_was_freed_between_what_stays_goes_back() -> None:
+    blocks = [bytes(5000) for _ in range(20_000)]
+    kept = blocks[::500]
+    full = resident_mb()
+    del blocks
+    give_back()
+    assert full - resident_mb() > 70
+    assert len(kept) == 40
+
+
+def test_a_large_cut_gives_memory_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[bool] = []
+    monkeypatch.setattr("orderflow.lake.sink.give_back", lambda: given.append(True))
+    monkeypatch.setattr("orderflow.lake.sink.TRIM_ROWS", 20)
+    sink = make(tmp_path)
+    cuts = [*drive(sink, [*begin(1, T0_MS), *ticking(2, T0_MS), *caused(3, T0_MS), *ticking(4, T0_MS + 60_000)])]
+    assert (len(cuts), given) == (1, [])
+    cuts = [*drive(sink, [item for seq in range(5, 15) for item in caused(seq, T0_MS)] + ticking(15, T0_MS + 120_000))]
+    assert (len(cuts), given) == (1, [True])
