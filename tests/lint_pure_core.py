@@ -55,9 +55,18 @@ def problems(path: Path) -> list[str]:
                 note(node, f"calls {function.id}(): not a function of its arguments alone, or I/O")
             elif isinstance(function, ast.Attribute) and function.attr in FORBIDDEN_ATTRIBUTES:
                 note(node, f"calls .{function.attr}(): the wall clock")
+        elif isinstance(node, ast.BinOp) and isinstance(node.op, ast.Pow) and _is_power_of_variable(node):
+            note(
+                node,
+                "raises to a constant power: its last digit is the C library's choice, a product's is not; multiply",
+            )
         elif isinstance(node, ast.For | ast.comprehension) and _is_set(node.iter):
             note(node.iter, "iterates over a set: its order depends on hashing; sort it")
     return found
+
+
+def _is_power_of_variable(node: ast.BinOp) -> bool:
+    return isinstance(node.right, ast.Constant) and not isinstance(node.left, ast.Constant)
 
 
 def _is_set(node: ast.expr) -> bool:

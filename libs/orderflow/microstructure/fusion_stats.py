@@ -87,7 +87,8 @@ class MidSeries(msgspec.Struct):
             return None
         log = math.log
         mids = self.mids
-        squares = math.fsum(log(mids[i] / mids[i - 1]) ** 2 for i in range(1, len(mids)))
+        returns = [log(mids[i] / mids[i - 1]) for i in range(1, len(mids))]
+        squares = math.fsum([each * each for each in returns])
         return 1e4 * math.sqrt(squares * (VOLATILITY_SEC * 1000) / span_ms)
 
     def trend_bps(self, horizon_sec: int) -> float | None:

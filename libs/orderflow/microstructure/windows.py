@@ -87,7 +87,7 @@ class RollingMoments(msgspec.Struct):
         ring = self.ring
         mean = math.fsum(ring) / len(ring)
         self.mean = mean
-        self.m2 = math.fsum([(value - mean) ** 2 for value in ring])
+        self.m2 = math.fsum([(value - mean) * (value - mean) for value in ring])
         self.peak = self.m2
         self.since = 0
 

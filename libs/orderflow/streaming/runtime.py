@@ -47,7 +47,7 @@ from orderflow.topics import HOURLY, JOURNAL, TICKS
 logger = logging.getLogger(__name__)
 
 PROGRESS_HEADER: Final = "progress"
-CODE_VERSION: Final = "2"
+CODE_VERSION: Final = "3"
 """Raised whenever a processor's results or the form of its state change."""
 TAIL_RECORDS: Final = 1000
 """Records read back to find an output's tail; where they are all markers, four times as many, and so on."""
