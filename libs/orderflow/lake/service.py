@@ -29,8 +29,6 @@ from orderflow.streaming.service import Build, Running, options_of, runtime_stat
 from orderflow.streaming.sinks import SinkRuntime, SinkTask
 from orderflow.streaming.snapshots import InputPosition
 
-NICENESS: Final = 5
-"""Where processors are scarce files wait, for Kafka keeps them; signals do not."""
 FETCH_BYTES: Final = 192 << 10
 """Files are cut once a minute. What a round costs is its partitions, of which the lake reads 120, not its records. Less
 than one input alone can give, so that one that lags behind is answered at once."""
