@@ -130,6 +130,25 @@ async def test_a_full_batch_refuses_and_keeps_what_it_has(made: tuple[Log, str])
     assert await log.end_offsets([tp]) == {tp: count}
 
 
+async def test_one_answer_holds_of_every_partition_though_its_batches_are_full(made: tuple[Log, str]) -> None:
+    """A batch above a reader's share of an answer comes only where it is first in it: the rest would starve behind."""
+    log, prefix = made
+    tps = [TP(prefix + topic, partition) for topic in "ab" for partition in range(8)]
+    for tp in tps:
+        batch = log.batch()
+        while batch.append(b"", bytes(1000), 1_700_000_000_000):
+            pass
+        assert len(batch) > 50
+        await (await log.send(batch, tp))
+    reader = await log.reader(dict.fromkeys(tps, 0))
+    got: set[TP] = set()
+    async with asyncio.timeout(120):
+        while not got:
+            got = set(await reader.poll(2000, 100_000))
+    assert got == set(tps)
+    await reader.close()
+
+
 async def test_members_share_partitions_and_take_over_from_one_another(made: tuple[Log, str]) -> None:
     log, prefix = made
     topics = [prefix + "a", prefix + "b"]

@@ -7,6 +7,8 @@ import errno
 import fcntl
 import os
 import platform
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -538,6 +540,29 @@ def test_memory_that_was_freed_between_what_stays_goes_back() -> None:
     give_back()
     assert full - resident_mb() > 70
     assert len(kept) == 40
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc keeps a heap of this kind")
+def test_large_blocks_go_back_though_small_ones_lie_behind_them() -> None:
+    kept = """
+from orderflow.lake.sink import keep_large_apart
+from orderflow.streaming.service import resident_mb
+if {apart}:
+    keep_large_apart()
+freed = bytearray(30 << 20)
+del freed  # from now on the library would by itself take what is smaller to its heap
+before, blocks = resident_mb(), []
+for _ in range(500):
+    blocks += [bytearray(b"1") * (100 << 10), bytearray(b"1") * 2000]
+blocks[0::2] = [None] * 500
+print(resident_mb() - before)
+"""
+    grown = [
+        float(subprocess.run([sys.executable, "-c", kept.format(apart=apart)], check=True, capture_output=True).stdout)
+        for apart in (False, True)
+    ]
+    assert grown[0] > 30
+    assert grown[1] < 10
 
 
 def test_a_large_cut_gives_memory_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

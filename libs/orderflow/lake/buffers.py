@@ -15,7 +15,7 @@ from orderflow.lake.layout import Kind, LakeError
 from orderflow.lake.packed import PackedRows
 
 MAX_ROW_GROUP_ROWS: Final = 1 << 20
-BATCH_ROWS: Final = 4096
+BATCH_ROWS: Final = 1024
 
 
 class ParquetBuffer:

@@ -18,7 +18,7 @@ from orderflow.counts import ProcessCounts
 from orderflow.lake.checkpoint import advance
 from orderflow.lake.parquet import LakeSink
 from orderflow.lake.signals import SignalSink
-from orderflow.lake.sink import CutSink, FileSink
+from orderflow.lake.sink import CutSink, FileSink, keep_large_apart
 from orderflow.lake.sqlite import SignalDatabase
 from orderflow.streaming.codec import Codecs
 from orderflow.streaming.figures import SymbolLabels
@@ -32,8 +32,10 @@ from orderflow.streaming.snapshots import InputPosition
 FETCH_BYTES: Final = 192 << 10
 """Files are cut once a minute. What a round costs is its partitions, of which the lake reads 120, not its records. Less
 than one input alone can give, so that one that lags behind is answered at once."""
-WAITING_BYTES: Final = 2 << 20
-"""Of one input; while signals stand still 108 of the lake's wait for them."""
+WAITING_BYTES: Final = 512 << 10
+"""Of one input; while signals stand still 108 of the lake's wait for them. Little more than one answer gives: the journal
+has the largest records, so after a stop all other inputs of a busy partition run ahead of it, and what they are sent is
+what it has to wait for."""
 
 
 def counting(make: Callable[[int], FileSink], counted: ProcessCounts) -> Callable[[int], FileSink]:
@@ -139,6 +141,7 @@ def _runtime_build(
     def build(
         config: Config, log: KafkaLog, codecs: Codecs
     ) -> tuple[Running, CollectorRegistry, Callable[[], dict[str, Any]]]:
+        keep_large_apart()
         counted = ProcessCounts()
         runtime = SinkRuntime(
             log,

@@ -26,6 +26,10 @@ from orderflow.streaming.journal import session_of
 NS_PER_SEC: Final = 1_000_000_000
 TRIM_ROWS: Final = 10_000
 """From how many rows on a cut is followed by giving memory back: it takes some milliseconds."""
+LARGE_BYTES: Final = 64 << 10
+M_MMAP_THRESHOLD: Final = -3
+M_ARENA_MAX: Final = -8
+"""Numbers of malloc.h."""
 
 
 class FileWritten(NamedTuple):
@@ -305,6 +309,18 @@ def give_back() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim is not None:
         trim(0)
+
+
+def keep_large_apart() -> None:
+    """Let blocks of 64 KiB and more, fetched answers and buffers, be taken from the system and go back to it one by one.
+
+    By itself the C library (glibc) takes to its heap whatever is as large as a block that was freed once, where one
+    small block behind them keeps them; and each thread that writes a cut begins a heap of its own.
+    """
+    adjust = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if adjust is not None:
+        adjust(M_MMAP_THRESHOLD, LARGE_BYTES)
+        adjust(M_ARENA_MAX, 1)
 
 
 def session_id(record: Record) -> str | None:

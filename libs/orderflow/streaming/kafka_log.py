@@ -35,7 +35,8 @@ from orderflow.streaming.log import COMMIT_NOTE, GATHER_MS, TP, Batch, Committed
 
 logger = logging.getLogger(__name__)
 
-MAX_BATCH_BYTES: Final = 512 << 10
+MAX_BATCH_BYTES: Final = 128 << 10
+"""Below what a reader asks of a partition, or the broker hands a batch out only where it comes first in an answer."""
 MAX_REQUEST_BYTES: Final = 8 << 20
 REQUEST_TIMEOUT_MS: Final = 15_000
 """A broker that hangs is given up for another one after this; above the time that joining a group may take."""
